@@ -1,0 +1,17 @@
+//! The NUMA machine as values.
+//!
+//! Everything here is pure: no I/O, no clock, no environment. A reader (`conuma-linux`) fills a
+//! [`Machine`]; the rest of Conuma only looks at it.
+#![forbid(unsafe_code)]
+
+mod bytes;
+mod ids;
+mod machine;
+mod set;
+
+pub use bytes::{Bytes, ParseBytesError};
+pub use ids::{CoreId, CpuId, DieId, GuestCpuId, GuestNodeId, Id, LlcId, NodeId, PackageId, VcpuId};
+pub use machine::{
+    Cache, CacheKind, Core, Cpu, Distances, HmatLink, HugePages, Machine, Node, NodeMemory, Note, PciAddress, PciDevice,
+};
+pub use set::{CpuSet, GuestCpuSet, IdSet, NodeSet, ParseSetError, VcpuSet};
