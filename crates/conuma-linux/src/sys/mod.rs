@@ -1,0 +1,1 @@
+//! Raw system calls: affinity and memory placement.
