@@ -1,0 +1,404 @@
+//! What can be typed: commands, flags and their help. Nothing here reads the terminal or the
+//! machine; `main` and the reference generator share it.
+
+mod values;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint};
+use conuma_topology::CpuSet;
+
+pub use values::{NodeAmount, parse_duration, parse_node_amount};
+
+/// Where the daemon listens unless told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/conuma/conumad.sock";
+
+/// Cores and node memory moved between the virtual machines of one NUMA host
+///
+/// Every VM sees the whole host as it is: the same nodes, cores, caches and distances. At any
+/// instant each core and each piece of node memory is used by one VM at most; `conuma` asks the
+/// daemon, `conumad`, to move them from one to another, and shows who holds what.
+#[derive(Debug, Parser)]
+#[command(name = "conuma", version, max_term_width = 100)]
+#[command(subcommand_required = true, arg_required_else_help = true, disable_help_subcommand = true)]
+#[command(after_long_help = "\
+Examples:
+  conuma topology                                    the machine: nodes, caches, cores, distances
+  conuma plan a.toml --qemu                          what starting `a` would do, and do nothing
+  conuma start a.toml                                start it and wait for its agent
+  conuma lend --from a --to b --cores 2 --memory node1=256M
+  conuma recall --to a                               and everything `a` lent comes back
+  conuma show                                        who holds which core, and how much memory
+
+Exit codes:
+  0  done, all of it
+  1  not done: the error says why
+  2  the command line is wrong
+  3  done in part: the rest stayed where it was
+  4  refused: a guest or a rule said no, nothing moved")]
+pub struct Cli {
+    /// What applies to every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags of every command.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Options for every command")]
+pub struct Global {
+    /// Socket on which the daemon listens
+    #[arg(long, global = true, env = "CONUMA_SOCKET", hide_env_values = true, value_name = "PATH")]
+    #[arg(default_value = DEFAULT_SOCKET, value_hint = ValueHint::FilePath)]
+    pub socket: PathBuf,
+
+    /// Print JSON for programs instead of text for people
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    /// When to use colour; `auto` obeys NO_COLOR and whether the output is a terminal
+    #[arg(long, global = true, value_enum, default_value_t = ColorChoice::Auto, value_name = "WHEN", hide_possible_values = true)]
+    #[arg(help = "When to use colour: auto, always or never; `auto` obeys NO_COLOR")]
+    pub color: ColorChoice,
+}
+
+/// When output is coloured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ColorChoice {
+    /// On a terminal, unless `NO_COLOR` is set.
+    Auto,
+    /// Also into files and pipes.
+    Always,
+    /// Nowhere.
+    Never,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Draw a machine: nodes, caches, cores, memory, devices and distances
+    Topology(TopologyArgs),
+    /// Show how a VM would be bound to the machine, without doing anything
+    Plan(PlanArgs),
+    /// Start a VM from its file
+    Start(StartArgs),
+    /// Stop a VM and free what it holds
+    Stop(StopArgs),
+    /// List the VMs and what they hold
+    List,
+    /// Show one VM in full, or without a name who holds what on the host
+    Show(ShowArgs),
+    /// Move cores and node memory from one VM to another
+    Lend(LendArgs),
+    /// Bring back what a VM lent
+    Recall(RecallArgs),
+    /// Set what a VM holds; the difference comes from or goes to the free pool
+    Set(SetArgs),
+    /// Follow what happens on the host
+    Events(EventsArgs),
+    /// Print a completion script for a shell
+    Completions(CompletionsArgs),
+    /// Write the man pages into a directory
+    Man(ManArgs),
+}
+
+/// `conuma topology`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  conuma topology
+  conuma topology --topology 4n2c2t@1G         four nodes, two cores each, two threads a core, 1 GiB each
+  conuma topology --topology saved/            a directory with a copy of another machine's /sys and /proc
+  conuma topology --json > machine.json        and again: conuma topology --topology machine.json")]
+pub struct TopologyArgs {
+    /// Where sys/ and proc/ of the machine are
+    #[arg(long, value_name = "DIR", default_value = "/", value_hint = ValueHint::DirPath, conflicts_with = "topology")]
+    pub root: PathBuf,
+    /// The machine to show
+    #[command(flatten)]
+    pub machine: MachineArg,
+}
+
+/// The machine that is meant, where it need not be this one.
+#[derive(Debug, Args)]
+pub struct MachineArg {
+    /// Another machine than this one: a directory with its sys/ and proc/, a JSON file from
+    /// `conuma topology --json`, or a text such as 4n2c1t@1G
+    #[arg(long, value_name = "DIR|FILE|TEXT", value_hint = ValueHint::AnyPath)]
+    pub topology: Option<String>,
+}
+
+/// `conuma plan`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Works without the daemon: the machine and the VM file are all it reads.
+
+Examples:
+  conuma plan a.toml
+  conuma plan a.toml --topology 4n2c1t@1G --reserve-memory 128M
+  conuma plan a.toml --qemu                    the exact command line, one option a line
+  conuma plan a.toml --json | jq .")]
+pub struct PlanArgs {
+    /// The VM file
+    #[arg(value_name = "VM.toml", value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    /// The machine to plan for
+    #[command(flatten)]
+    pub machine: MachineArg,
+    /// Where sys/ and proc/ of the machine are
+    #[arg(long, value_name = "DIR", default_value = "/", value_hint = ValueHint::DirPath, conflicts_with = "topology")]
+    pub root: PathBuf,
+    /// Print the QEMU command line instead of the table
+    #[arg(long)]
+    pub qemu: bool,
+    /// The QEMU program that the command line names
+    #[arg(long, value_name = "PROGRAM", default_value = "qemu-system-x86_64", requires = "qemu", value_hint = ValueHint::CommandName)]
+    pub qemu_program: String,
+    /// The daemon's state directory, where the command line puts the VM's sockets
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/conuma", requires = "qemu", value_hint = ValueHint::DirPath)]
+    pub state: PathBuf,
+    /// The host's reserve
+    #[command(flatten)]
+    pub reserve: ReserveArgs,
+}
+
+/// What the host keeps; the daemon has the same flags.
+#[derive(Debug, Args)]
+pub struct ReserveArgs {
+    /// Memory that the host keeps on each node
+    #[arg(long, value_name = "SIZE", default_value = "256M")]
+    pub reserve_memory: conuma_topology::Bytes,
+    /// CPUs that the host keeps for itself
+    #[arg(long, value_name = "LIST", default_value = "", hide_default_value = true)]
+    pub reserve_cpus: CpuSet,
+}
+
+/// `conuma start`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  conuma start a.toml
+  conuma start a.toml --preview                what the daemon would start, and do nothing
+  conuma start a.toml --wait none              return as soon as QEMU runs")]
+pub struct StartArgs {
+    /// The VM file
+    #[arg(value_name = "VM.toml", value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    /// Show what would be bound to what, and do nothing
+    #[arg(long, short = 'n')]
+    pub preview: bool,
+    /// How far to wait
+    #[arg(long, value_enum, default_value_t = WaitFor::Agent, value_name = "STAGE")]
+    pub wait: WaitFor,
+    /// Give up waiting after this long; the VM goes on
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = parse_duration)]
+    pub deadline: Duration,
+}
+
+/// How far `start` waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WaitFor {
+    /// Until the agent in the guest answers
+    Agent,
+    /// Until QEMU runs the guest
+    Boot,
+    /// Not at all
+    None,
+}
+
+/// `conuma stop`.
+#[derive(Debug, Args)]
+pub struct StopArgs {
+    /// The VM
+    #[arg(value_name = "VM")]
+    pub vm: String,
+    /// Do not ask the guest: end QEMU at once
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `conuma show`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  conuma show                                  the host: who holds which core, and node memory
+  conuma show a                                holding, guarantee, limit, loans, memory, gates, agent
+  conuma show a --watch                        the same, again whenever something changes")]
+pub struct ShowArgs {
+    /// The VM; the whole host without it
+    #[arg(value_name = "VM")]
+    pub vm: Option<String>,
+    /// Show it again whenever something changes, until interrupted
+    #[arg(long, short = 'w')]
+    pub watch: bool,
+}
+
+/// Cores, or exactly which CPUs, and memory on nodes.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "What moves")]
+pub struct What {
+    /// So many whole cores; the daemon picks them
+    #[arg(long, value_name = "N", conflicts_with = "cpus")]
+    pub cores: Option<u32>,
+    /// Exactly these CPUs of the host, in whole cores
+    #[arg(long, value_name = "LIST")]
+    pub cpus: Option<CpuSet>,
+    /// Memory of a node, for example node1=256M; may be given again for another node
+    #[arg(long, value_name = "NODE=SIZE", value_delimiter = ',', value_parser = parse_node_amount)]
+    pub memory: Vec<NodeAmount>,
+}
+
+/// How a move is made.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "How it moves")]
+pub struct How {
+    /// Show what would move, before and after, and do nothing
+    #[arg(long, short = 'n')]
+    pub preview: bool,
+    /// Give the guests this long; what has not come by then stays where it was
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub deadline: Option<Duration>,
+}
+
+const MOVE_EXIT_CODES: &str = "\
+Exit codes: 0 all of it moved, 3 part of it moved, 4 refused, 1 error.";
+
+/// `conuma lend`.
+#[derive(Debug, Args)]
+#[command(after_long_help = format!("\
+Examples:
+  conuma lend --from a --to b --cores 2 --memory node1=256M
+  conuma lend --from a --to b --cpus 4-7 --preview
+  conuma lend --from a --to b --memory node0=1G,node1=1G --deadline 10s
+
+{MOVE_EXIT_CODES}"))]
+pub struct LendArgs {
+    /// The VM that gives
+    #[arg(long, value_name = "VM")]
+    pub from: String,
+    /// The VM that gets
+    #[arg(long, value_name = "VM")]
+    pub to: String,
+    /// What moves.
+    #[command(flatten)]
+    pub what: What,
+    /// How it moves.
+    #[command(flatten)]
+    pub how: How,
+    /// Also take what the giving VM is guaranteed; it can recall it at any time
+    #[arg(long, help_heading = "How it moves")]
+    pub below_guarantee: bool,
+}
+
+/// `conuma recall`.
+#[derive(Debug, Args)]
+#[command(after_long_help = format!("\
+Without --cores, --cpus and --memory everything that was lent comes back.
+
+Examples:
+  conuma recall --to a
+  conuma recall --to a --from b --cores 1
+
+{MOVE_EXIT_CODES}"))]
+pub struct RecallArgs {
+    /// The VM that lent and gets back
+    #[arg(long, value_name = "VM")]
+    pub to: String,
+    /// Only what this VM borrowed
+    #[arg(long, value_name = "VM")]
+    pub from: Option<String>,
+    /// What comes back.
+    #[command(flatten)]
+    pub what: What,
+    /// How it moves.
+    #[command(flatten)]
+    pub how: How,
+}
+
+/// `conuma set`.
+#[derive(Debug, Args)]
+#[command(after_long_help = format!("\
+What is not named stays as it is.
+
+Examples:
+  conuma set a --cores 4
+  conuma set a --cpus 0-3 --memory node0=1G,node1=512M
+
+{MOVE_EXIT_CODES}"))]
+pub struct SetArgs {
+    /// The VM
+    #[arg(value_name = "VM")]
+    pub vm: String,
+    /// What it shall hold.
+    #[command(flatten)]
+    pub what: What,
+    /// How it moves.
+    #[command(flatten)]
+    pub how: How,
+}
+
+/// `conuma events`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Follows until interrupted. With --json one JSON object a line.
+
+Examples:
+  conuma events
+  conuma events --vm a --json")]
+pub struct EventsArgs {
+    /// Only what concerns this VM
+    #[arg(long, value_name = "VM")]
+    pub vm: Option<String>,
+}
+
+/// `conuma completions`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  conuma completions bash > /etc/bash_completion.d/conuma
+  conuma completions fish > ~/.config/fish/completions/conuma.fish")]
+pub struct CompletionsArgs {
+    /// The shell
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+/// `conuma man`.
+#[derive(Debug, Args)]
+pub struct ManArgs {
+    /// The directory; made if it is not there
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub dir: PathBuf,
+}
+
+/// The commands in the groups and the order in which help shows them.
+pub const GROUPS: [(&str, &[&str]); 5] = [
+    ("The machine", &["topology", "plan"]),
+    ("Virtual machines", &["start", "stop", "list", "show"]),
+    ("Moving cores and memory", &["lend", "recall", "set"]),
+    ("Watching", &["events"]),
+    ("Setting up", &["completions", "man"]),
+];
+
+/// The whole command, its help grouped.
+pub fn command() -> clap::Command {
+    let command = Cli::command();
+    let template = help_template(&command);
+    command.help_template(template)
+}
+
+fn help_template(command: &clap::Command) -> String {
+    let about = |name: &str| command.find_subcommand(name).and_then(|sub| sub.get_about()).map(ToString::to_string);
+    let mut text = String::from("{before-help}{about-with-newline}\n{usage-heading} {usage}\n");
+    for (group, names) in GROUPS {
+        text.push_str(&format!("\n{group}:\n"));
+        for name in names {
+            text.push_str(&format!("  {name:<12} {}\n", about(name).unwrap_or_default()));
+        }
+    }
+    text.push_str("\nOptions:\n{options}{after-help}");
+    text
+}

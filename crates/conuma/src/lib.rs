@@ -1,0 +1,9 @@
+//! `conuma`, the command line over the daemon's API.
+//!
+//! The library never looks at the terminal or the environment: `main` does, once, and passes
+//! what it found. Renderers are plain functions from API values to text.
+
+pub mod cli;
+pub mod reference;
+pub mod style;
+pub mod table;
