@@ -62,6 +62,23 @@ impl<T: Id> IdSet<T> {
         new
     }
 
+    /// Adds all ids from `first` to `last`, both included, a word at a time; nothing if
+    /// `first > last`.
+    pub fn insert_range(&mut self, first: T, last: T) {
+        if first > last {
+            return;
+        }
+        let ((low_word, low_bit), (high_word, high_bit)) = (place(first), place(last));
+        if self.words.len() <= high_word {
+            self.words.resize(high_word + 1, 0);
+        }
+        for word in low_word..=high_word {
+            let from_low = if word == low_word { !(low_bit - 1) } else { u64::MAX };
+            let to_high = if word == high_word { high_bit | (high_bit - 1) } else { u64::MAX };
+            self.words[word] |= from_low & to_high;
+        }
+    }
+
     /// Removes `id`; tells whether it was there.
     pub fn remove(&mut self, id: T) -> bool {
         let was = self.contains(id);
