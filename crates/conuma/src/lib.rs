@@ -4,6 +4,7 @@
 //! what it found. Renderers are plain functions from API values to text.
 
 pub mod cli;
+pub mod console;
 pub mod reference;
 pub mod style;
 pub mod table;

@@ -3,10 +3,11 @@
 
 mod values;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, ValueHint};
 use conuma_topology::CpuSet;
 
 pub use values::{NodeAmount, parse_duration, parse_node_amount};
@@ -238,6 +239,7 @@ pub struct ShowArgs {
 
 /// Cores, or exactly which CPUs, and memory on nodes.
 #[derive(Debug, Args)]
+#[group(multiple = true)]
 #[command(next_help_heading = "What moves")]
 pub struct What {
     /// So many whole cores; the daemon picks them
@@ -383,9 +385,21 @@ pub const GROUPS: [(&str, &[&str]); 5] = [
     ("Setting up", &["completions", "man"]),
 ];
 
+/// What a command line asks for; the error also stands for a wish for help.
+pub fn parse<I, T>(words: I) -> Result<Cli, clap::Error>
+where
+    I: IntoIterator<Item = T>,
+    T: Into<OsString> + Clone,
+{
+    Cli::from_arg_matches(&command().try_get_matches_from(words)?)
+}
+
 /// The whole command, its help grouped.
 pub fn command() -> clap::Command {
-    let command = Cli::command();
+    let mut command = Cli::command();
+    for must_say_what in ["lend", "set"] {
+        command = command.mut_subcommand(must_say_what, |sub| sub.mut_group("What", |group| group.required(true)));
+    }
     let template = help_template(&command);
     command.help_template(template)
 }
@@ -401,4 +415,48 @@ fn help_template(command: &clap::Command) -> String {
     }
     text.push_str("\nOptions:\n{options}{after-help}");
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(line: &str) -> String {
+        parse(line.split_whitespace()).expect_err(line).to_string()
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_is_in_one_group_of_the_help() {
+        let mut grouped: Vec<&str> = GROUPS.iter().flat_map(|(_, names)| names.iter().copied()).collect();
+        let command = command();
+        let mut all: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
+        grouped.sort_unstable();
+        all.sort_unstable();
+        assert_eq!(grouped, all);
+    }
+
+    #[test]
+    fn what_moves_must_be_said() {
+        insta::assert_snapshot!("lend_nothing", refused("conuma lend --from a --to b"));
+        assert!(refused("conuma set a").contains("required"));
+        assert!(parse("conuma recall --to a".split(' ')).is_ok());
+    }
+
+    #[test]
+    fn cores_and_cpus_exclude_each_other() {
+        assert!(refused("conuma lend --from a --to b --cores 2 --cpus 4-7").contains("cannot be used with"));
+        assert!(parse("conuma lend --from a --to b --cpus 4-7 --memory node0=1G,1=512M --memory 2=1G".split(' ')).is_ok());
+    }
+
+    #[test]
+    fn wrong_values_are_named_with_the_right_form() {
+        let lines = ["--memory 256M", "--memory node1=much", "--cpus 7-4", "--cores 1 --deadline soon"];
+        let errors = lines.map(|line| refused(&format!("conuma lend --from a --to b {line}")));
+        insta::assert_snapshot!("wrong_values", errors.join("\n"));
+    }
 }
