@@ -5,6 +5,8 @@
 
 pub mod cli;
 pub mod console;
+pub mod failure;
 pub mod reference;
+pub mod render;
 pub mod style;
 pub mod table;

@@ -1,0 +1,3 @@
+//! From API values to text. Nothing here does anything else.
+
+pub mod grid;
