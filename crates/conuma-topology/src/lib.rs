@@ -7,6 +7,7 @@
 mod bytes;
 mod ids;
 mod machine;
+mod query;
 mod set;
 
 pub use bytes::{Bytes, ParseBytesError};

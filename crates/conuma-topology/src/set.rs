@@ -48,7 +48,9 @@ impl<T: Id> IdSet<T> {
 
     /// All ids from `first` to `last`, both included; empty if `first > last`.
     pub fn range(first: u32, last: u32) -> Self {
-        (first..=last).map(T::from_number).collect()
+        let mut set = Self::new();
+        set.insert_range(T::from_number(first), T::from_number(last));
+        set
     }
 
     /// Adds `id`; tells whether it was new.
@@ -123,6 +125,12 @@ impl<T: Id> IdSet<T> {
     /// The smallest member.
     pub fn first(&self) -> Option<T> {
         self.iter().next()
+    }
+
+    /// The largest member.
+    pub fn last(&self) -> Option<T> {
+        let top = self.words.last()?;
+        Some(T::from_number(self.words.len() as u32 * 64 - 1 - top.leading_zeros()))
     }
 
     /// Members of either.
@@ -299,7 +307,7 @@ impl<T: Id> FromStr for IdSet<T> {
             if first > last {
                 return Err(wrong(part, "range runs backwards"));
             }
-            set.extend((first..=last).map(T::from_number));
+            set.insert_range(T::from_number(first), T::from_number(last));
         }
         Ok(set)
     }
