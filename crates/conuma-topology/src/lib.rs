@@ -7,6 +7,7 @@
 mod bytes;
 mod ids;
 mod machine;
+mod name;
 mod query;
 mod set;
 
@@ -15,4 +16,5 @@ pub use ids::{CoreId, CpuId, DieId, GuestCpuId, GuestNodeId, Id, LlcId, NodeId, 
 pub use machine::{
     Cache, CacheKind, Core, Cpu, Distances, HmatLink, HugePages, Machine, Node, NodeMemory, Note, PciAddress, PciDevice,
 };
+pub use name::{ParseVmNameError, VmName};
 pub use set::{CpuSet, GuestCpuSet, IdSet, NodeSet, ParseSetError, VcpuSet};
