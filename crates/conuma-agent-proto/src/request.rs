@@ -92,7 +92,7 @@ pub enum RequestBody {
     ConfirmMemory {
         /// The node that grew.
         node: GuestNodeId,
-        /// What its online memory blocks should add up to, at least.
+        /// What the node's `MemTotal` should be at least: what it was before, plus what was plugged.
         at_least: Bytes,
     },
     /// Tell the load and memory; answered by [`crate::Reply::Report`].

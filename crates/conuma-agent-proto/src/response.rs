@@ -261,9 +261,9 @@ pub struct Prepared {
     pub free_before: Bytes,
     /// Free on it now.
     pub free_after: Bytes,
-    /// Pages moved to other nodes, as far as the node's counters show.
+    /// What moving pages to other nodes freed.
     pub migrated: Bytes,
-    /// Clean cache dropped, as far as the node's counters show.
+    /// What dropping clean cache freed.
     pub reclaimed: Bytes,
     /// Whether so much is free as was asked.
     pub enough: bool,
