@@ -1,0 +1,190 @@
+//! From a request to a plan, without doing anything.
+
+use conuma_topology::{Bytes, CpuSet, NodeId, VmName};
+use serde::{Deserialize, Serialize};
+
+use crate::check::Violation;
+use crate::holding::{Demand, Resources};
+use crate::ledger::Holder;
+
+/// What someone asks to be moved.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Request {
+    /// Move from one VM to another and remember it as a loan.
+    Lend {
+        /// Who gives.
+        from: VmName,
+        /// Who gets.
+        to: VmName,
+        /// How much, or what.
+        what: Demand,
+        /// The owner agrees that the giver falls below its guarantee.
+        #[serde(default)]
+        below_guarantee: bool,
+    },
+    /// Give a VM back what it lent, and fill it up to its guarantee from the pool.
+    Recall {
+        /// Who gets.
+        to: VmName,
+    },
+    /// Make a VM hold this much, taking from the pool or giving to it.
+    Set {
+        /// Which VM.
+        vm: VmName,
+        /// What it should hold; where nothing is said, what it has.
+        what: Demand,
+        /// The owner agrees that the VM falls below its guarantee.
+        #[serde(default)]
+        below_guarantee: bool,
+    },
+}
+
+/// What would move. Immutable once made: whoever carries it out decides nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub struct TransferPlan {
+    /// The moves. Each is cores only, or memory of one node only.
+    pub moves: Vec<Move>,
+    /// How cores were chosen where only a number was asked for.
+    pub choices: Vec<CoreChoice>,
+}
+
+/// One part of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Move {
+    /// Who gives.
+    pub from: Holder,
+    /// Who gets.
+    pub to: Holder,
+    /// What.
+    pub what: Resources,
+}
+
+/// A core that could have been chosen.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct CoreChoice {
+    /// Who would give it.
+    pub from: Holder,
+    /// Its CPUs.
+    pub cpus: CpuSet,
+    /// Its node.
+    pub node: Option<NodeId>,
+    /// Why it was preferred over others, most important first.
+    pub reasons: Vec<CoreReason>,
+    /// Whether it was chosen.
+    pub chosen: bool,
+}
+
+/// Why a core was preferred.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CoreReason {
+    /// The recipient lent it to the giver before.
+    RepaysLoan,
+    /// Not named in the giver's guarantee.
+    NotGuaranteed,
+    /// The recipient has this much memory on the core's node.
+    RecipientMemory(Bytes),
+    /// The recipient holds this many cores of the core's node.
+    RecipientCores(usize),
+    /// The giver keeps this many other cores of that node: the fewer, the sooner it is rid of a remote node.
+    GiverCores(usize),
+}
+
+/// Why there is no plan.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Refusal {
+    /// No such VM.
+    #[error("there is no VM {0}; see `conuma list`")]
+    UnknownVm(VmName),
+    /// The VM was started already.
+    #[error("VM {0} is started already")]
+    AlreadyStarted(VmName),
+    /// Giver and recipient are the same.
+    #[error("{0} cannot lend to itself")]
+    SameVm(VmName),
+    /// The request moves nothing.
+    #[error("nothing would move: it is so already")]
+    NothingToMove,
+    /// CPUs that are not whole cores of this host.
+    #[error("CPUs {split} are not whole cores of this host; whole cores move, with all SMT siblings")]
+    NotWholeCores {
+        /// Those that are left over.
+        split: CpuSet,
+    },
+    /// No such node, or it has no memory.
+    #[error("node {0} has no memory on this host; see `conuma topology`")]
+    NoSuchNode(NodeId),
+    /// The giver does not have it (or must keep it as boot memory).
+    #[error("{from} has no {missing} to give{}", holders(.held_by))]
+    NotHeld {
+        /// Who should give.
+        from: Holder,
+        /// What it lacks.
+        missing: Resources,
+        /// Who has it.
+        held_by: Vec<(Holder, Resources)>,
+    },
+    /// Fewer cores than asked for.
+    #[error("{from} has {available} cores to give, {wanted} were asked for{}", holders(.held_by))]
+    TooFewCores {
+        /// Who should give.
+        from: Holder,
+        /// How many it could give.
+        available: usize,
+        /// How many were asked for.
+        wanted: usize,
+        /// Who has cores.
+        held_by: Vec<(Holder, Resources)>,
+    },
+    /// Less memory than asked for.
+    #[error("{from} has {available} of memory to give, {wanted} were asked for{}", holders(.held_by))]
+    TooLittleMemory {
+        /// Who should give.
+        from: Holder,
+        /// How much it could give.
+        available: Bytes,
+        /// How much was asked for.
+        wanted: Bytes,
+        /// Who has memory.
+        held_by: Vec<(Holder, Resources)>,
+    },
+    /// The giver would fall below its guarantee.
+    #[error("{vm} would fall below its guarantee: {short} short; --below-guarantee allows it")]
+    BelowGuarantee {
+        /// The giver.
+        vm: VmName,
+        /// By how much, for people.
+        short: String,
+    },
+    /// A VM keeps at least one core.
+    #[error("{0} must keep at least one core")]
+    LastCore(VmName),
+    /// The recipient cannot have that much.
+    #[error("{vm} cannot hold {excess}: beyond its limit")]
+    BeyondLimit {
+        /// The recipient.
+        vm: VmName,
+        /// What is too much.
+        excess: Resources,
+    },
+    /// A VM that did not answer neither lends nor grows memory.
+    #[error("{0} does not answer: its memory can neither shrink nor grow until its agent connects again")]
+    Silent(VmName),
+    /// The VM is not running yet.
+    #[error("{0} is still starting")]
+    Starting(VmName),
+    /// The checker refused what was proposed: a defect.
+    #[error("the plan would break an invariant: {0} (this is a defect, please report it)")]
+    Unsound(Violation),
+}
+
+/// What the giver has, as a hint.
+fn holders(held_by: &[(Holder, Resources)]) -> String {
+    if held_by.is_empty() {
+        return String::new();
+    }
+    let each: Vec<String> = held_by.iter().map(|(holder, held)| format!("{holder} holds {held}")).collect();
+    format!(" ({}; `conuma recall` or `conuma set` can free it)", each.join("; "))
+}

@@ -1,0 +1,79 @@
+//! What a VM was promised, and where its knobs stand.
+
+use std::collections::BTreeMap;
+
+use conuma_topology::{Bytes, CpuSet, NodeId, VmName};
+use serde::{Deserialize, Serialize};
+
+use crate::holding::{Demand, Resources};
+
+/// A VM as its owner describes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmSpec {
+    /// Its name.
+    pub name: VmName,
+    /// What it always gets back on request.
+    #[serde(default)]
+    pub guarantee: Demand,
+    /// What it can hold at most.
+    #[serde(default)]
+    pub limit: Demand,
+    /// What it holds at start; where nothing is said, its guarantee.
+    #[serde(default)]
+    pub initial: Demand,
+    /// Boot memory per node: always held, never moves.
+    #[serde(default)]
+    pub boot: BTreeMap<NodeId, Bytes>,
+    /// Its virtio-mem devices.
+    #[serde(default)]
+    pub devices: BTreeMap<NodeId, MemoryDevice>,
+}
+
+/// A virtio-mem device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryDevice {
+    /// The most that can be plugged.
+    pub max: Bytes,
+    /// Sizes are multiples of this.
+    pub block: Bytes,
+}
+
+/// What one VM gave to another and can have back.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Loan {
+    /// Who gets it back.
+    pub lender: VmName,
+    /// Who has it.
+    pub borrower: VmName,
+    /// What.
+    pub what: Resources,
+}
+
+/// How the VM stands with the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Life {
+    /// Admitted: it holds its resources, QEMU is being started.
+    Starting,
+    /// QEMU runs.
+    Running,
+}
+
+/// What the API shows of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmView {
+    /// As its owner describes it.
+    pub spec: VmSpec,
+    /// How it stands with the host.
+    pub life: Life,
+    /// What it holds by the ledger.
+    pub holding: Resources,
+    /// Whether its agent is connected.
+    pub agent: bool,
+    /// Whether guest, gates and QEMU all follow the ledger.
+    pub settled: bool,
+    /// CPUs whose gate is open, or may be.
+    pub open: CpuSet,
+    /// Whether memory can be taken from it; `false` after it was silent, until it answers again.
+    pub lends_memory: bool,
+}
