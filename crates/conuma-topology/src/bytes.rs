@@ -64,6 +64,12 @@ impl Bytes {
         Self(self.0.div_ceil(block.0) * block.0)
     }
 
+    /// Written without any rounding, in the largest unit that divides it: `1536M`, `2096684K`.
+    pub fn exact(self) -> String {
+        let (suffix, unit) = UNITS.into_iter().find(|(_, unit)| self.0.is_multiple_of(*unit)).unwrap_or(('B', 1));
+        if self.is_zero() { "0".into() } else { format!("{}{suffix}", self.0 / unit) }
+    }
+
     /// Whether this is nothing.
     pub const fn is_zero(self) -> bool {
         self.0 == 0

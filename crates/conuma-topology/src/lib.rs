@@ -10,6 +10,7 @@ mod machine;
 mod name;
 mod query;
 mod set;
+pub mod text;
 
 pub use bytes::{Bytes, ParseBytesError};
 pub use ids::{CoreId, CpuId, DieId, GuestCpuId, GuestNodeId, Id, LlcId, NodeId, PackageId, VcpuId};
@@ -18,3 +19,4 @@ pub use machine::{
 };
 pub use name::{ParseVmNameError, VmName};
 pub use set::{CpuSet, GuestCpuSet, IdSet, NodeSet, ParseSetError, VcpuSet};
+pub use text::ParseMachineError;
