@@ -5,7 +5,7 @@ mod to_wire;
 
 use prost::Message;
 
-use crate::request::Request;
+use crate::request::{Request, RequestId};
 use crate::response::Response;
 use crate::{MAX_FRAME, wire};
 
@@ -51,6 +51,13 @@ pub fn decode_request(bytes: &[u8]) -> Result<Request, DecodeError> {
 /// Reads a response from the bytes of a frame.
 pub fn decode_response(bytes: &[u8]) -> Result<Response, DecodeError> {
     bounded(bytes).and_then(|bytes| wire::Response::decode(bytes)?.try_into())
+}
+
+/// The id of a request that [`decode_request`] does not understand, so that it can be refused;
+/// `None` if not even that can be read.
+pub fn request_id(bytes: &[u8]) -> Option<RequestId> {
+    let request = wire::Request::decode(bounded(bytes).ok()?).ok()?;
+    Some(RequestId(request.id))
 }
 
 fn bounded(bytes: &[u8]) -> Result<&[u8], DecodeError> {

@@ -27,7 +27,7 @@ mod request;
 mod response;
 mod wire;
 
-pub use codec::{DecodeError, decode_request, decode_response, encode_request, encode_response};
+pub use codec::{DecodeError, decode_request, decode_response, encode_request, encode_response, request_id};
 pub use report::{CpuReport, NodeReport, Pressure, PressureLine, Report};
 pub use request::{Generation, Hello, Request, RequestBody, RequestId, Versions};
 pub use response::{

@@ -82,7 +82,8 @@ pub enum AutoOnline {
     Online,
     /// Onlines it in kernel zones: it may never come back.
     OnlineKernel,
-    /// Onlines it in the movable zone: it can be taken again.
+    /// Onlines it in the movable zone, or by the kernel's `auto-movable` policy: it can be taken
+    /// again.
     OnlineMovable,
 }
 

@@ -129,6 +129,13 @@ impl ProcFs {
         self.parsed(format!("proc/{pid}/numa_maps"), "lines of mappings", parse_numa_maps)
     }
 
+    /// A process's resident memory in pages of the kernel's base size; zero for a kernel thread.
+    pub fn resident_pages(&self, pid: Pid) -> Result<u64, ProcError> {
+        self.parsed(format!("proc/{pid}/statm"), "resident pages", |text| {
+            text.split_ascii_whitespace().nth(1)?.parse().ok()
+        })
+    }
+
     /// A node's memory (`/sys/devices/system/node/nodeN/meminfo`).
     pub fn node_meminfo(&self, node: u32) -> Result<Meminfo, ProcError> {
         self.parsed(format!("sys/devices/system/node/node{node}/meminfo"), "lines of amounts", Meminfo::parse)

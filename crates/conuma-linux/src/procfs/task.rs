@@ -43,6 +43,8 @@ pub struct TaskStat {
     pub name: String,
     /// `R` running or runnable, `S` and `D` asleep, `Z` and `X` ended, and so on.
     pub state: char,
+    /// The process that is told when this one ends; 0 for the first.
+    pub parent: u32,
     /// The kernel's `PF_*` flags.
     pub flags: u64,
     /// Time in user mode.
@@ -91,6 +93,7 @@ impl TaskStat {
         Some(Self {
             name,
             state: field(3)?.chars().next()?,
+            parent: field(4)?.parse().ok()?,
             flags: number(9)?,
             user: super::stat::ticks(number(14)?),
             system: super::stat::ticks(number(15)?),

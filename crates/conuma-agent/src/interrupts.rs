@@ -1,0 +1,97 @@
+//! Interrupts and unbound kernel work.
+
+use std::collections::BTreeSet;
+use std::io;
+
+use conuma_topology::GuestCpuSet;
+
+use crate::kernel::{Kernel, read_list, read_mask};
+use crate::state::State;
+use crate::wish::{Target, Touched};
+
+const DEFAULT: &str = "proc/irq/default_smp_affinity";
+const WORKQUEUES: &str = "sys/devices/virtual/workqueue/cpumask";
+
+/// What is known of the guest's interrupts. Their masks are in [`State`].
+#[derive(Debug, Default)]
+pub struct Interrupts {
+    listed: bool,
+    /// Interrupts whose affinity the kernel does not let anybody set: it manages them itself.
+    managed: BTreeSet<u32>,
+}
+
+impl Interrupts {
+    /// Reads the list of interrupts and their masks again before the next move.
+    pub fn forget(&mut self) {
+        self.listed = false;
+        self.managed.clear();
+    }
+
+    /// Moves all interrupts, and those to come, to the target, or back. Reads masks only when
+    /// told to look again, as hundreds of interrupts are common.
+    pub fn confine(&mut self, kernel: &dyn Kernel, target: &Target, state: &mut State) {
+        if !self.listed {
+            self.listed = true;
+            self.list(kernel, state);
+        }
+        if let Some(mask) = &mut state.default_interrupt {
+            let wanted = target.cut(&mask.wish);
+            if wanted != mask.wrote && kernel.write(DEFAULT, &wanted.to_mask()).is_ok() {
+                mask.wrote = wanted;
+            }
+        }
+        state.interrupts.retain(|&irq, mask| {
+            let wanted = target.cut(&mask.wish);
+            if wanted == mask.wrote || self.managed.contains(&irq) {
+                return true;
+            }
+            match kernel.write(&affinity_file(irq), &wanted.to_string()) {
+                Ok(()) => mask.wrote = wanted,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return false,
+                Err(_) => {
+                    self.managed.insert(irq);
+                }
+            }
+            true
+        });
+    }
+
+    fn list(&mut self, kernel: &dyn Kernel, state: &mut State) {
+        let irqs = kernel.dirs("proc/irq").unwrap_or_default();
+        let before = std::mem::take(&mut state.interrupts);
+        for irq in irqs.iter().filter_map(|name| name.parse().ok()) {
+            if let Ok(now) = read_list(kernel, &affinity_file(irq)) {
+                state.interrupts.insert(irq, Touched::observe(before.get(&irq).cloned(), now));
+            }
+        }
+        let default = read_mask(kernel, DEFAULT).ok();
+        state.default_interrupt = default.map(|now| Touched::observe(state.default_interrupt.take(), now));
+    }
+
+    /// How many interrupts the kernel keeps on some of these CPUs.
+    pub fn managed_on(&self, cpus: &GuestCpuSet, state: &State) -> u32 {
+        let masks = self.managed.iter().filter_map(|irq| state.interrupts.get(irq));
+        masks.filter(|mask| !mask.wrote.is_disjoint(cpus)).count() as u32
+    }
+}
+
+fn affinity_file(irq: u32) -> String {
+    format!("proc/irq/{irq}/smp_affinity_list")
+}
+
+/// Moves unbound kernel work to the target, or back.
+pub fn confine_workqueues(kernel: &dyn Kernel, target: &Target, state: &mut State) -> io::Result<()> {
+    let now = match read_mask(kernel, WORKQUEUES) {
+        // Not every kernel shows it (no sysfs for workqueues): nothing to move then.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        now => now?,
+    };
+    let mut mask = Touched::observe(state.workqueues.take(), now);
+    let wanted = target.cut(&mask.wish);
+    let result = if wanted == mask.wrote { Ok(()) } else { kernel.write(WORKQUEUES, &wanted.to_mask()) };
+    if result.is_ok() {
+        mask.wrote = wanted;
+    }
+    state.workqueues = Some(mask);
+    result
+}

@@ -1,0 +1,96 @@
+//! Load and memory, read when the host asks.
+
+use std::collections::BTreeMap;
+
+use conuma_agent_proto::{CpuReport, NodeReport, Pressure, PressureLine, Report};
+use conuma_linux::procfs::{self, ProcError, ProcFs, Resource, Zone};
+use conuma_topology::{Bytes, GuestCpuId, GuestNodeId};
+
+use crate::facts::online_nodes;
+use crate::kernel::Kernel;
+use crate::memory::{self, Blocks};
+
+/// Makes reports; remembers what is dear to read and seldom changes.
+#[derive(Debug, Default)]
+pub struct Reporter {
+    /// By node: its total and its number of blocks when its blocks were read, and what was read.
+    blocks: BTreeMap<GuestNodeId, ((Bytes, usize), Blocks)>,
+}
+
+impl Reporter {
+    /// Load and memory now.
+    pub fn report(&mut self, kernel: &dyn Kernel) -> Result<Report, ProcError> {
+        let proc = ProcFs::new(kernel.root());
+        let stat = proc.system_stat()?;
+        let queues = proc.cpu_schedstat().unwrap_or_default();
+        let cpus = stat.cpus.iter().map(|(&cpu, times)| {
+            let queue = queues.get(&cpu);
+            CpuReport {
+                cpu: GuestCpuId(cpu),
+                user: times.user + times.nice,
+                system: times.system,
+                interrupts: times.irq + times.softirq,
+                idle: times.idle + times.iowait,
+                steal: times.steal,
+                ran: queue.map(|queue| queue.ran),
+                waited: queue.map(|queue| queue.waited),
+            }
+        });
+        let zones = proc.zones().unwrap_or_default();
+        let pressure = |resource| proc.pressure(resource).ok().map(to_message);
+        Ok(Report {
+            uptime: proc.uptime()?,
+            cpus: cpus.collect(),
+            nodes: online_nodes(kernel).iter().map(|node| self.node(kernel, &proc, node, &zones)).collect(),
+            runnable: stat.running,
+            blocked: stat.blocked,
+            cpu_pressure: pressure(Resource::Cpu),
+            memory_pressure: pressure(Resource::Memory),
+            io_pressure: pressure(Resource::Io),
+        })
+    }
+
+    fn node(&mut self, kernel: &dyn Kernel, proc: &ProcFs, node: GuestNodeId, zones: &[Zone]) -> NodeReport {
+        let info = proc.node_meminfo(node.0).unwrap_or_default();
+        let (total, free, file) = (info.bytes("MemTotal"), info.bytes("MemFree"), info.bytes("FilePages"));
+        let movable = zones.iter().filter(|zone| zone.node == node.0 && zone.name == "Movable");
+        let (huge_total, huge_free) = memory::huge_pages(kernel, node);
+        let blocks = self.blocks(kernel, node, total);
+        NodeReport {
+            node,
+            total,
+            free,
+            available: free + file.saturating_sub(info.bytes("Shmem")) + info.bytes("SReclaimable"),
+            file,
+            anonymous: info.bytes("AnonPages"),
+            movable: movable.map(|zone| memory::pages(zone.managed)).sum(),
+            huge_total,
+            huge_free,
+            blocks_online: blocks.online,
+            blocks_offline: blocks.offline,
+        }
+    }
+
+    /// A node has thousands of blocks: they are read again only when its size or their number
+    /// has changed.
+    fn blocks(&mut self, kernel: &dyn Kernel, node: GuestNodeId, total: Bytes) -> Blocks {
+        let names = memory::block_names(kernel, node);
+        let key = (total, names.len());
+        match self.blocks.get(&node) {
+            Some((known, blocks)) if *known == key => *blocks,
+            _ => {
+                let blocks = memory::read_blocks(kernel, &names);
+                self.blocks.insert(node, (key, blocks));
+                blocks
+            }
+        }
+    }
+}
+
+fn to_message(pressure: procfs::Pressure) -> Pressure {
+    let line = |line: procfs::PressureLine| {
+        let share = |percent: f64| (percent * 100.0).round().clamp(0.0, 10_000.0) as u32;
+        PressureLine { avg10: share(line.avg10), avg60: share(line.avg60), total: line.total }
+    };
+    Pressure { some: line(pressure.some), full: pressure.full.map(line) }
+}
