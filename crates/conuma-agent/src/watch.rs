@@ -2,15 +2,15 @@
 
 use std::future::pending;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
-use tokio::io::unix::AsyncFd;
+use tokio::net::unix::pipe::Receiver;
 
-/// Watches one directory; one that cannot be watched never changes.
+/// Watches one directory.
 pub struct Watch {
-    events: Option<AsyncFd<OwnedFd>>,
+    /// inotify's events; tokio takes any descriptor that can be polled and read for a pipe.
+    events: Option<Receiver>,
 }
 
 impl Watch {
@@ -18,10 +18,10 @@ impl Watch {
     pub fn new(dir: &Path) -> io::Result<Self> {
         let events = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         inotify::add_watch(&events, dir, WatchFlags::CREATE | WatchFlags::MODIFY | WatchFlags::ONLYDIR)?;
-        Ok(Self { events: Some(AsyncFd::register(events)?) })
+        Ok(Self { events: Some(Receiver::from_owned_fd_unchecked(events)?) })
     }
 
-    /// Watches nothing.
+    /// Watches nothing: never changes.
     pub fn nothing() -> Self {
         Self { events: None }
     }
@@ -29,16 +29,40 @@ impl Watch {
     /// Ends when something has happened since the last call.
     pub async fn changed(&self) -> io::Result<()> {
         let Some(events) = &self.events else { return pending().await };
-        let mut ready = events.readable().await?;
         let mut buffer = [0; 4096];
+        let mut changed = false;
         loop {
-            match rustix::io::read(events, &mut buffer) {
-                Ok(0) | Err(rustix::io::Errno::AGAIN) => break,
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
+            match events.try_read(&mut buffer) {
+                Ok(_) => changed = true,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if changed {
+                        return Ok(());
+                    }
+                    events.readable().await?;
+                }
+                Err(error) => return Err(error),
             }
         }
-        ready.clear_ready();
-        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::time::Duration;
+    use tokio::time::timeout;
+
+    #[tokio::test]
+    async fn new_directories_and_writes_are_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        let watch = Watch::new(dir.path()).unwrap();
+        let budget = Duration::from_secs(10);
+        assert!(timeout(Duration::from_millis(20), watch.changed()).await.is_err(), "nothing has happened yet");
+        fs::create_dir(dir.path().join("new")).unwrap();
+        timeout(budget, watch.changed()).await.unwrap().unwrap();
+        fs::write(dir.path().join("file"), "+cpuset").unwrap();
+        timeout(budget, watch.changed()).await.unwrap().unwrap();
     }
 }
