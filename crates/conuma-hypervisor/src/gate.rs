@@ -1,0 +1,302 @@
+//! The gate: the host's own brake on vCPU threads that their VM does not hold.
+//!
+//! Every VM has one cgroup. QEMU's process lives in it; below are a leaf for each vCPU thread, bound to the vCPU's CPU,
+//! and one for all other threads of QEMU:
+//!
+//! ```text
+//! <root>/<vm>            domain threaded: memory.max
+//! <root>/<vm>/vcpu0      threaded: cpuset.cpus, cpu.idle, cpu.weight, cpu.max of vCPU 0
+//! <root>/<vm>/emulator   threaded: main loop, I/O and vhost threads
+//! ```
+//!
+//! A gate is *open* (normal weight, no quota) or *closed* with a [`Grip`]. Closing always sets the idle class first, so at
+//! no instant does a thread with a quota compete with normal weight; opening takes the quota off first.
+//! The idle class alone lets a stray interrupt find a moment, which keeps the guest from stalling; the quota is for a
+//! guest that goes on running there.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use conuma_linux::cgroup::{Cgroup, CgroupError, CpuMax, Idle, Limit};
+use conuma_linux::procfs::{Pid, ProcError, ProcFs, Tid};
+use conuma_topology::{Bytes, CpuId, CpuSet, VcpuId, VmName};
+
+/// How firmly a gate is closed: 0 is the idle class alone, each step more a smaller quota.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub struct Grip(u8);
+
+/// Shares of a CPU, in percent, for grips 1, 2, 3 and 4. The kernel refuses quotas below 1 ms, which is 1 % of its period.
+const QUOTAS: [u64; 4] = [50, 20, 5, 1];
+
+impl Grip {
+    /// The idle class alone.
+    pub const SOFT: Self = Self(0);
+    /// The smallest quota there is.
+    pub const FIRM: Self = Self(QUOTAS.len() as u8);
+
+    /// One step firmer.
+    #[must_use]
+    pub fn tighter(self) -> Self {
+        Self((self.0 + 1).min(Self::FIRM.0))
+    }
+
+    /// One step softer.
+    #[must_use]
+    pub fn looser(self) -> Self {
+        Self(self.0.saturating_sub(1))
+    }
+
+    /// The quota that belongs to it.
+    pub fn cpu_max(self) -> CpuMax {
+        match usize::from(self.0).checked_sub(1).and_then(|step| QUOTAS.get(step)) {
+            Some(percent) => {
+                CpuMax { quota: Limit::At(CpuMax::PERIOD * *percent as u32 / 100), period: CpuMax::PERIOD }
+            }
+            None => CpuMax::NONE,
+        }
+    }
+
+    fn of(max: CpuMax) -> Self {
+        match max.quota {
+            Limit::Max => Self::SOFT,
+            Limit::At(quota) => {
+                let percent = quota.as_micros() * 100 / max.period.as_micros().max(1);
+                let step = QUOTAS.iter().position(|limit| u128::from(*limit) <= percent);
+                Self(step.map_or(Self::FIRM.0, |step| step as u8 + 1))
+            }
+        }
+    }
+}
+
+/// Where a gate stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Gate {
+    /// Normal weight, no quota.
+    Open,
+    /// Idle class, and a quota by its grip.
+    Closed(Grip),
+}
+
+/// Something about a VM's cgroups went wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum GateError {
+    /// A cgroup file.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// A file below `/proc`.
+    #[error(transparent)]
+    Proc(#[from] ProcError),
+    /// The VM has no such vCPU.
+    #[error("VM {vm} has no vCPU {vcpu}")]
+    NoVcpu {
+        /// The VM.
+        vm: VmName,
+        /// The vCPU.
+        vcpu: VcpuId,
+    },
+    /// The leaf holds no thread yet.
+    #[error("vCPU {vcpu} of VM {vm} has no thread in its cgroup")]
+    NoThread {
+        /// The VM.
+        vm: VmName,
+        /// The vCPU.
+        vcpu: VcpuId,
+    },
+}
+
+/// A VM's cgroup tree. Knows nothing that it does not read back, so a new daemon finds it as the old one left it.
+#[derive(Debug, Clone)]
+pub struct VmCgroups {
+    vm: VmName,
+    domain: Cgroup,
+    proc: ProcFs,
+}
+
+const EMULATOR: &str = "emulator";
+const CONTROLLERS: [&str; 3] = ["cpu", "cpuset", "memory"];
+const THREADED_CONTROLLERS: [&str; 2] = ["cpu", "cpuset"];
+
+impl VmCgroups {
+    /// The tree of `vm` below the cgroup directory `root`, whether it exists or not. `proc` reads run times.
+    pub fn at(root: impl Into<PathBuf>, vm: VmName, proc: ProcFs) -> Self {
+        let domain = Cgroup::at(root).child(vm.as_str());
+        Self { vm, domain, proc }
+    }
+
+    /// Makes `root` able to hold VMs: it and its parent hand out the controllers.
+    pub fn prepare_root(root: &Cgroup) -> Result<(), GateError> {
+        if let Some(parent) = root.path().parent() {
+            Cgroup::at(parent).enable(&CONTROLLERS)?;
+        }
+        root.create()?;
+        Ok(root.enable(&CONTROLLERS)?)
+    }
+
+    /// Makes the tree: a leaf for each vCPU, bound to its CPU, with its gate closed unless the CPU is in `open`; and the
+    /// emulator's leaf on `emulator` (empty: anywhere). Call it before QEMU runs; [`Self::adopt`] places the threads.
+    pub fn create(&self, vcpus: &BTreeMap<VcpuId, CpuId>, open: &CpuSet, emulator: &CpuSet) -> Result<(), GateError> {
+        self.domain.create()?;
+        let emulator_leaf = self.domain.child(EMULATOR);
+        emulator_leaf.create()?;
+        emulator_leaf.make_threaded()?;
+        self.domain.enable(&THREADED_CONTROLLERS)?;
+        emulator_leaf.set_cpus(emulator)?;
+        for (vcpu, cpu) in vcpus {
+            let leaf = self.leaf(*vcpu);
+            leaf.create()?;
+            leaf.make_threaded()?;
+            leaf.set_cpus(&CpuSet::from([*cpu]))?;
+            self.set(*vcpu, if open.contains(*cpu) { Gate::Open } else { Gate::Closed(Grip::SOFT) })?;
+        }
+        Ok(())
+    }
+
+    /// Whether the tree exists.
+    pub fn exists(&self) -> bool {
+        self.domain.exists()
+    }
+
+    /// The VM's own cgroup: QEMU is started in it.
+    pub fn domain(&self) -> &Cgroup {
+        &self.domain
+    }
+
+    /// Puts vCPU threads into their leaves and every other thread of the process into the emulator's. Threads come and
+    /// go while QEMU runs, so this is called again from time to time; returns how many had to be moved.
+    pub fn adopt(&self, process: Pid, vcpu_threads: &BTreeMap<VcpuId, Tid>) -> Result<usize, GateError> {
+        let mut moved = 0;
+        for (vcpu, thread) in vcpu_threads {
+            moved += self.place(&self.leaf(*vcpu), *thread)?;
+        }
+        let emulator = self.domain.child(EMULATOR);
+        let others: Vec<Tid> = self
+            .proc
+            .threads(process)?
+            .into_iter()
+            .filter(|thread| !vcpu_threads.values().any(|vcpu| vcpu == thread))
+            .collect();
+        for thread in others {
+            match self.place(&emulator, thread) {
+                Err(GateError::Cgroup(error)) if error.is_gone() => {}
+                placed => moved += placed?,
+            }
+        }
+        Ok(moved)
+    }
+
+    fn place(&self, leaf: &Cgroup, thread: Tid) -> Result<usize, GateError> {
+        if leaf.threads()?.contains(&thread) {
+            return Ok(0);
+        }
+        leaf.add_thread(thread)?;
+        Ok(1)
+    }
+
+    /// Opens or closes a vCPU's gate and reads back that it is so.
+    pub fn set(&self, vcpu: VcpuId, gate: Gate) -> Result<(), GateError> {
+        let leaf = self.existing_leaf(vcpu)?;
+        match gate {
+            Gate::Closed(grip) => {
+                leaf.set_idle(Idle::Yes)?;
+                if leaf.cpu_max()? != grip.cpu_max() {
+                    leaf.set_cpu_max(grip.cpu_max())?;
+                }
+            }
+            Gate::Open => {
+                if leaf.cpu_max()? != CpuMax::NONE {
+                    leaf.set_cpu_max(CpuMax::NONE)?;
+                }
+                leaf.set_idle(Idle::No)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where a vCPU's gate stands.
+    pub fn gate(&self, vcpu: VcpuId) -> Result<Gate, GateError> {
+        let leaf = self.existing_leaf(vcpu)?;
+        Ok(match leaf.idle()? {
+            Idle::Yes => Gate::Closed(Grip::of(leaf.cpu_max()?)),
+            Idle::No if leaf.cpu_max()? == CpuMax::NONE => Gate::Open,
+            // A quota without the idle class is nothing that Conuma sets: count it as closed as its quota says, so that it
+            // is never taken for open.
+            Idle::No => Gate::Closed(Grip::of(leaf.cpu_max()?)),
+        })
+    }
+
+    /// All gates.
+    pub fn gates(&self) -> Result<BTreeMap<VcpuId, Gate>, GateError> {
+        self.vcpus()?.into_iter().map(|vcpu| Ok((vcpu, self.gate(vcpu)?))).collect()
+    }
+
+    /// The CPU that a vCPU is bound to, as the kernel has it.
+    pub fn bound_to(&self, vcpu: VcpuId) -> Result<CpuSet, GateError> {
+        Ok(self.existing_leaf(vcpu)?.cpus()?)
+    }
+
+    /// How long a vCPU thread has run on a CPU since it began.
+    pub fn run_time(&self, vcpu: VcpuId) -> Result<Duration, GateError> {
+        let leaf = self.existing_leaf(vcpu)?;
+        let thread = leaf.threads()?.first().copied().ok_or(GateError::NoThread { vm: self.vm.clone(), vcpu })?;
+        Ok(self.proc.task_schedstat(Pid(thread.0), thread)?.ran)
+    }
+
+    /// The vCPUs that have a leaf.
+    pub fn vcpus(&self) -> Result<Vec<VcpuId>, GateError> {
+        let mut vcpus: Vec<VcpuId> = self
+            .domain
+            .children()?
+            .iter()
+            .filter_map(|leaf| leaf.name().strip_prefix("vcpu")?.parse().ok())
+            .map(VcpuId)
+            .collect();
+        vcpus.sort();
+        Ok(vcpus)
+    }
+
+    /// Sets the ceiling on all memory of the VM's processes together, QEMU's own included.
+    pub fn set_memory_max(&self, max: Limit<Bytes>) -> Result<(), GateError> {
+        Ok(self.domain.set_memory_max(max)?)
+    }
+
+    /// Removes the tree after QEMU's death.
+    pub fn remove(&self) -> Result<(), GateError> {
+        Ok(self.domain.remove_tree()?)
+    }
+
+    fn leaf(&self, vcpu: VcpuId) -> Cgroup {
+        self.domain.child(&format!("vcpu{vcpu}"))
+    }
+
+    fn existing_leaf(&self, vcpu: VcpuId) -> Result<Cgroup, GateError> {
+        let leaf = self.leaf(vcpu);
+        if leaf.exists() { Ok(leaf) } else { Err(GateError::NoVcpu { vm: self.vm.clone(), vcpu }) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grips_get_firmer_step_by_step_and_read_back_as_themselves() {
+        let mut grip = Grip::SOFT;
+        let mut last = u128::MAX;
+        loop {
+            assert_eq!(Grip::of(grip.cpu_max()), grip);
+            if let Limit::At(quota) = grip.cpu_max().quota {
+                assert!(quota.as_micros() < last && quota >= Duration::from_millis(1));
+                last = quota.as_micros();
+            }
+            if grip == Grip::FIRM {
+                break;
+            }
+            assert_eq!(grip.tighter().looser(), grip);
+            grip = grip.tighter();
+        }
+        assert_eq!(grip.tighter(), Grip::FIRM);
+    }
+}
