@@ -1,0 +1,193 @@
+//! What happens on the host.
+
+use conuma_topology::{CpuId, VmName};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::host::ViolationInfo;
+use super::resources::Holder;
+use super::transfer::{Plan, Stage, Transfer};
+use super::vm::GateState;
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Event {
+    /// Grows by one with each event of this daemon's life.
+    pub sequence: u64,
+    /// When, milliseconds since 1970.
+    pub unix_ms: u64,
+    /// What.
+    pub what: EventKind,
+}
+
+/// What happened. A client passes over kinds that it does not know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum EventKind {
+    /// A VM was admitted; QEMU is being started.
+    VmStarting {
+        /// The VM.
+        #[schema(value_type = String)]
+        vm: VmName,
+    },
+    /// QEMU runs the guest.
+    VmRunning {
+        /// The VM.
+        #[schema(value_type = String)]
+        vm: VmName,
+    },
+    /// QEMU ended, or never came to life.
+    VmGone {
+        /// The VM.
+        #[schema(value_type = String)]
+        vm: VmName,
+        /// Why.
+        why: String,
+    },
+    /// The guest was reset.
+    VmReset {
+        /// The VM.
+        #[schema(value_type = String)]
+        vm: VmName,
+    },
+    /// The agent answers.
+    AgentConnected {
+        /// The VM.
+        #[schema(value_type = String)]
+        vm: VmName,
+    },
+    /// The agent does not answer any more.
+    AgentLost {
+        /// The VM.
+        #[schema(value_type = String)]
+        vm: VmName,
+        /// Why.
+        why: String,
+    },
+    /// Guest, gates and QEMU all follow the ledger.
+    VmSettled {
+        /// The VM.
+        #[schema(value_type = String)]
+        vm: VmName,
+    },
+    /// The VM no longer lends memory, since it did not answer.
+    VmSilent {
+        /// The VM.
+        #[schema(value_type = String)]
+        vm: VmName,
+    },
+    /// A gated vCPU kept running and was braked harder, or left off and was braked less.
+    GateChanged {
+        /// The VM.
+        #[schema(value_type = String)]
+        vm: VmName,
+        /// The host CPU.
+        #[schema(value_type = u32)]
+        cpu: CpuId,
+        /// The brake now.
+        gate: GateState,
+    },
+    /// A transfer waits for another of the same VMs.
+    TransferWaiting {
+        /// Which.
+        transfer: u64,
+    },
+    /// A transfer began.
+    TransferBegan {
+        /// Which.
+        transfer: u64,
+        /// What it will do.
+        plan: Plan,
+    },
+    /// A move of a transfer reached a stage.
+    TransferStage {
+        /// Which.
+        transfer: u64,
+        /// Its move, counted from 0.
+        leg: u32,
+        /// Who gives.
+        from: Option<Holder>,
+        /// Who gets.
+        to: Option<Holder>,
+        /// The stage.
+        stage: Stage,
+    },
+    /// A transfer ended.
+    TransferEnded(Box<Transfer>),
+    /// An invariant does not hold.
+    Violated(ViolationInfo),
+    /// The reader was too slow: this many events are missing here.
+    Missed {
+        /// How many.
+        events: u64,
+    },
+}
+
+impl EventKind {
+    /// All kinds, as on the wire.
+    pub const NAMES: [&'static str; 15] = [
+        "vm-starting",
+        "vm-running",
+        "vm-gone",
+        "vm-reset",
+        "agent-connected",
+        "agent-lost",
+        "vm-settled",
+        "vm-silent",
+        "gate-changed",
+        "transfer-waiting",
+        "transfer-began",
+        "transfer-stage",
+        "transfer-ended",
+        "violated",
+        "missed",
+    ];
+
+    /// The kind in one word, as on the wire.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::VmStarting { .. } => "vm-starting",
+            Self::VmRunning { .. } => "vm-running",
+            Self::VmGone { .. } => "vm-gone",
+            Self::VmReset { .. } => "vm-reset",
+            Self::AgentConnected { .. } => "agent-connected",
+            Self::AgentLost { .. } => "agent-lost",
+            Self::VmSettled { .. } => "vm-settled",
+            Self::VmSilent { .. } => "vm-silent",
+            Self::GateChanged { .. } => "gate-changed",
+            Self::TransferWaiting { .. } => "transfer-waiting",
+            Self::TransferBegan { .. } => "transfer-began",
+            Self::TransferStage { .. } => "transfer-stage",
+            Self::TransferEnded(_) => "transfer-ended",
+            Self::Violated(_) => "violated",
+            Self::Missed { .. } => "missed",
+        }
+    }
+
+    /// The VM it is about, if it is about one.
+    pub fn vm(&self) -> Option<&VmName> {
+        match self {
+            Self::VmStarting { vm }
+            | Self::VmRunning { vm }
+            | Self::VmGone { vm, .. }
+            | Self::VmReset { vm }
+            | Self::AgentConnected { vm }
+            | Self::AgentLost { vm, .. }
+            | Self::VmSettled { vm }
+            | Self::VmSilent { vm }
+            | Self::GateChanged { vm, .. } => Some(vm),
+            _ => None,
+        }
+    }
+
+    /// The transfer it is about, if it is about one.
+    pub fn transfer(&self) -> Option<u64> {
+        match self {
+            Self::TransferWaiting { transfer }
+            | Self::TransferBegan { transfer, .. }
+            | Self::TransferStage { transfer, .. } => Some(*transfer),
+            Self::TransferEnded(transfer) => Some(transfer.id),
+            _ => None,
+        }
+    }
+}

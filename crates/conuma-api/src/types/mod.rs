@@ -1,0 +1,21 @@
+//! Everything that goes over the wire.
+
+mod event;
+mod host;
+mod problem;
+mod resources;
+mod transfer;
+mod vm;
+
+pub use event::{Event, EventKind};
+pub use host::{Account, CheckReport, CoreShare, HostInfo, LedgerInfo, NodeShare, Share, ViolationInfo};
+pub use problem::{Code, Problem};
+pub use resources::{CoreDemand, Demand, Holder, LoanInfo, MemoryDemand, Resources};
+pub use transfer::{
+    CoreChoice, Leg, Move, Plan, Remark, Shortfall, Stage, StageTime, Transfer, TransferAnswer, TransferOrder,
+    TransferRequest, TransferState,
+};
+pub use vm::{
+    AgentInfo, AgentState, CpuLoad, GateState, GuestInfo, GuestReport, NodeLoad, PressureInfo, ProcessInfo,
+    StartAnswer, StartPlan, StartQuery, StopQuery, VcpuInfo, VmDetail, VmMemory, VmState, VmSummary,
+};

@@ -1,0 +1,56 @@
+//! The written form of what goes over the wire.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+
+use conuma_api::{
+    CoreDemand, Demand, Event, EventKind, Holder, MemoryDemand, Move, Plan, Resources, Stage, TransferOrder,
+    TransferRequest, TransferState, VmState,
+};
+use conuma_topology::{Bytes, CpuSet, NodeId};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+fn check<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(value: &T, expected: &str) {
+    let text = serde_json::to_string(value).unwrap();
+    assert_eq!(text, expected);
+    assert_eq!(&serde_json::from_str::<T>(&text).unwrap(), value);
+}
+
+fn some_resources() -> Resources {
+    Resources { cpus: CpuSet::range(4, 7), memory: BTreeMap::from([(NodeId(1), Bytes::mib(256))]) }
+}
+
+#[test]
+fn orders_are_written_with_one_key_for_their_kind() {
+    let what =
+        Demand { cores: Some(CoreDemand::Count(2)), memory: Some(MemoryDemand::PerNode(some_resources().memory)) };
+    let request =
+        TransferRequest::Lend { from: "a".parse().unwrap(), to: "b".parse().unwrap(), what, below_guarantee: false };
+    check(
+        &TransferOrder { request, preview: true },
+        r#"{"request":{"lend":{"from":"a","to":"b","what":{"cores":{"count":2},"memory":{"per-node":{"1":268435456}}},"below_guarantee":false}},"preview":true}"#,
+    );
+    let recall: TransferOrder = serde_json::from_str(r#"{"request":{"recall":{"to":"a"}}}"#).unwrap();
+    let everything = TransferRequest::Recall { to: "a".parse().unwrap(), from: None, what: None };
+    assert_eq!(recall, TransferOrder { request: everything, preview: false });
+}
+
+#[test]
+fn events_with_memory_by_node_can_be_read_back() {
+    let moved = Move { from: Holder::Vm("a".parse().unwrap()), to: Holder::Pool, what: some_resources() };
+    let plan = Plan { moves: vec![moved], choices: Vec::new() };
+    check(
+        &Event { sequence: 3, unix_ms: 5, what: EventKind::TransferBegan { transfer: 7, plan } },
+        r#"{"sequence":3,"unix_ms":5,"what":{"transfer-began":{"transfer":7,"plan":{"moves":[{"from":{"vm":"a"},"to":"pool","what":{"cpus":"4-7","memory":{"1":268435456}}}],"choices":[]}}}}"#,
+    );
+}
+
+#[test]
+fn words_of_a_newer_daemon_are_not_errors() {
+    assert_eq!(serde_json::from_str::<VmState>("\"hibernating\"").unwrap(), VmState::Unknown);
+    assert_eq!(serde_json::from_str::<TransferState>("\"paused\"").unwrap(), TransferState::Unknown);
+    assert_eq!(serde_json::from_str::<Stage>("\"wash\"").unwrap(), Stage::Unknown);
+    assert!(serde_json::from_str::<Resources>(r#"{"cpus":"0","colour":"red"}"#).is_ok());
+}
