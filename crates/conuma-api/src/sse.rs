@@ -76,7 +76,7 @@ mod tests {
         let mut reader = FrameReader::new();
         chunks
             .iter()
-            .flat_map(|chunk| reader.push(chunk.as_bytes()).unwrap())
+            .flat_map(|chunk| reader.push(chunk.as_bytes()).expect("short frames"))
             .map(|frame| (frame.event, frame.data))
             .collect()
     }
