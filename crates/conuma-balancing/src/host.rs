@@ -81,6 +81,14 @@ impl Host {
         if rest.is_empty() { Ok(cores) } else { Err(rest) }
     }
 
+    /// The CPUs of `cpus` that are part of a core that is wholly in it.
+    pub fn whole_part(&self, cpus: &CpuSet) -> CpuSet {
+        match self.whole_cores(cpus) {
+            Ok(_) => cpus.clone(),
+            Err(split) => cpus.difference(&split),
+        }
+    }
+
     /// How many whole cores are in `cpus`.
     pub fn count_cores(&self, cpus: &CpuSet) -> usize {
         self.cores.values().filter(|core| core.cpus.is_subset(cpus)).count()

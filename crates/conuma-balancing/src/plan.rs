@@ -3,7 +3,7 @@
 use conuma_topology::{Bytes, CpuSet, NodeId, VmName};
 use serde::{Deserialize, Serialize};
 
-use crate::check::Violation;
+use crate::check::{Shortage, Violation};
 use crate::holding::{Demand, Resources};
 use crate::ledger::Holder;
 
@@ -83,11 +83,14 @@ pub enum CoreReason {
     RepaysLoan,
     /// Not named in the giver's guarantee.
     NotGuaranteed,
+    /// The giver owes it to nobody.
+    NotOwed,
     /// The recipient has this much memory on the core's node.
     RecipientMemory(Bytes),
     /// The recipient holds this many cores of the core's node.
     RecipientCores(usize),
-    /// The giver keeps this many other cores of that node: the fewer, the sooner it is rid of a remote node.
+    /// The giver has this many cores of that node. A VM gives first where it has few, so that it stays
+    /// together; the pool where it has many, so that VMs spread.
     GiverCores(usize),
 }
 
@@ -101,6 +104,9 @@ pub enum Refusal {
     /// The VM was started already.
     #[error("VM {0} is started already")]
     AlreadyStarted(VmName),
+    /// A transfer from or to a VM of this name is still ending.
+    #[error("a transfer from or to VM {0} is still ending; try again in a moment")]
+    Busy(VmName),
     /// Giver and recipient are the same.
     #[error("{0} cannot lend to itself")]
     SameVm(VmName),
@@ -151,12 +157,12 @@ pub enum Refusal {
         held_by: Vec<(Holder, Resources)>,
     },
     /// The giver would fall below its guarantee.
-    #[error("{vm} would fall below its guarantee: {short} short; --below-guarantee allows it")]
+    #[error("{vm} would fall {short} below its guarantee; --below-guarantee allows it")]
     BelowGuarantee {
         /// The giver.
         vm: VmName,
-        /// By how much, for people.
-        short: String,
+        /// What would be missing.
+        short: Shortage,
     },
     /// A VM keeps at least one core.
     #[error("{0} must keep at least one core")]
@@ -167,7 +173,7 @@ pub enum Refusal {
         /// The recipient.
         vm: VmName,
         /// What is too much.
-        excess: Resources,
+        excess: Shortage,
     },
     /// A VM that did not answer neither lends nor grows memory.
     #[error("{0} does not answer: its memory can neither shrink nor grow until its agent connects again")]
@@ -180,11 +186,23 @@ pub enum Refusal {
     Unsound(Violation),
 }
 
-/// What the giver has, as a hint.
+/// Who has what was asked for, as a hint.
 fn holders(held_by: &[(Holder, Resources)]) -> String {
     if held_by.is_empty() {
         return String::new();
     }
     let each: Vec<String> = held_by.iter().map(|(holder, held)| format!("{holder} holds {held}")).collect();
     format!(" ({}; `conuma recall` or `conuma set` can free it)", each.join("; "))
+}
+
+/// A violation that says no more than that the request asks too much is an ordinary refusal.
+impl From<Violation> for Refusal {
+    fn from(violation: Violation) -> Self {
+        match violation {
+            Violation::BelowGuarantee { vm, short } => Self::BelowGuarantee { vm, short },
+            Violation::BeyondLimit { vm, excess } => Self::BeyondLimit { vm, excess },
+            Violation::LastCore(vm) => Self::LastCore(vm),
+            other => Self::Unsound(other),
+        }
+    }
 }

@@ -100,10 +100,14 @@ pub enum Reason {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Remark {
-    /// The donor's agent did not answer: its gate was closed firmly without it.
+    /// The donor's agent did not answer; its gate was closed firmly without it.
     DonorSilent(Failure),
+    /// The donor refused with this reason, but owed it: its gate was closed firmly.
+    DonorRefused(String),
     /// The donor said it left but was still seen running: its gate was closed firmly.
     DonorBusy(conuma_topology::CpuSet),
+    /// The recipient's gate is not confirmed open yet: that is tried until it is.
+    GateNotOpen,
     /// The recipient was not told yet: its agent hears it when it connects.
     RecipientUntold,
     /// The recipient does not use these CPUs, with its reason.
@@ -132,10 +136,12 @@ pub enum Stage {
     Prepare,
     /// The donor unplugs.
     Shrink,
-    /// What was taken or not taken is made certain.
+    /// The donor gave not all in time: what it keeps is made certain.
     Settle,
     /// The recipient plugs.
     Grow,
+    /// What the recipient did not plug goes back.
+    Return,
     /// The recipient confirms that the memory is online.
     Confirm,
     /// Over.

@@ -35,6 +35,13 @@ pub struct Timing {
     pub step: Bytes,
 }
 
+impl Timing {
+    /// How long until a gate, or QEMU, is where it should be, with one more try.
+    pub(crate) fn gate(&self) -> Duration {
+        self.host * 2 + self.retry
+    }
+}
+
 impl Default for Timing {
     fn default() -> Self {
         Self {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use conuma_topology::{Bytes, CpuSet, NodeId, VmName};
 use serde::{Deserialize, Serialize};
 
+use crate::action::PluggedMemory;
 use crate::holding::{Demand, Resources};
 
 /// A VM as its owner describes it.
@@ -38,17 +39,6 @@ pub struct MemoryDevice {
     pub block: Bytes,
 }
 
-/// What one VM gave to another and can have back.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Loan {
-    /// Who gets it back.
-    pub lender: VmName,
-    /// Who has it.
-    pub borrower: VmName,
-    /// What.
-    pub what: Resources,
-}
-
 /// How the VM stands with the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -74,6 +64,8 @@ pub struct VmView {
     pub settled: bool,
     /// CPUs whose gate is open, or may be.
     pub open: CpuSet,
+    /// What QEMU last said of its virtio-mem devices.
+    pub plugged: BTreeMap<NodeId, PluggedMemory>,
     /// Whether memory can be taken from it; `false` after it was silent, until it answers again.
     pub lends_memory: bool,
 }

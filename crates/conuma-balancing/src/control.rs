@@ -1,0 +1,194 @@
+//! The engine's own record of a VM: its knobs, and how sure it is of them.
+//!
+//! Every knob keeps two bounds, since an answer can get lost: what is *surely* in force, and what *may* be.
+//! A knob is lowered in the record when the outside has confirmed it, and raised before the outside
+//! is asked.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use conuma_topology::{Bytes, CpuSet, NodeId};
+use serde::{Deserialize, Serialize};
+
+use crate::action::{ActionId, Failure, Grip, PluggedMemory, RefusedCpus, VmSeen};
+use crate::vm::{Life, VmSpec};
+
+/// A VM under control.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Vm {
+    pub(crate) spec: VmSpec,
+    pub(crate) life: Life,
+    /// Its agent is connected.
+    pub(crate) agent: bool,
+    /// It left a request for memory unanswered: its memory neither shrinks nor grows.
+    pub(crate) silent: bool,
+    pub(crate) cores: CoreKnob,
+    pub(crate) memory: BTreeMap<NodeId, MemoryKnob>,
+    /// The guest's word on its free memory.
+    pub(crate) free: BTreeMap<NodeId, Bytes>,
+    /// All knobs stood right when last looked at.
+    pub(crate) settled: bool,
+}
+
+/// Gates and the agent's holding.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CoreKnob {
+    /// The guest should leave these, though the ledger still gives them to it.
+    pub(crate) leaving: CpuSet,
+    /// Of these, what should be gated.
+    pub(crate) closing: CpuSet,
+    pub(crate) grip: Grip,
+    /// Gates that may be open: an upper bound.
+    pub(crate) maybe_open: CpuSet,
+    /// Gates that surely are: a lower bound.
+    pub(crate) surely_open: CpuSet,
+    /// What the agent last put in force; `None` while that is not known.
+    pub(crate) told: Option<Told>,
+    /// Why the last attempt to tell the agent came to nothing.
+    pub(crate) untold: Option<Failure>,
+    pub(crate) gate: Attempt,
+    pub(crate) apply: Attempt,
+}
+
+/// A holding that an agent put in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Told {
+    pub(crate) cpus: CpuSet,
+    pub(crate) refused: Vec<RefusedCpus>,
+}
+
+/// A virtio-mem device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MemoryKnob {
+    /// What a transfer wants it to be, instead of what the ledger says.
+    pub(crate) goal: Option<Bytes>,
+    /// The largest `requested-size` that may be in force.
+    pub(crate) asked: Bytes,
+    /// QEMU confirmed `asked`, and nothing was asked since.
+    pub(crate) certain: bool,
+    /// What QEMU last said.
+    pub(crate) seen: PluggedMemory,
+    /// When the goal or the size last changed.
+    pub(crate) changed: Duration,
+    /// When QEMU was last asked to set the size.
+    pub(crate) set: Duration,
+    pub(crate) failed: Option<Failure>,
+    pub(crate) attempt: Attempt,
+}
+
+/// An action that is out, or when the next one may go out.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(crate) struct Attempt {
+    pub(crate) pending: Option<ActionId>,
+    pub(crate) not_before: Duration,
+}
+
+impl Vm {
+    /// A VM that was admitted.
+    pub(crate) fn starting(spec: VmSpec) -> Self {
+        Self {
+            spec,
+            life: Life::Starting,
+            agent: false,
+            silent: false,
+            cores: CoreKnob::default(),
+            memory: BTreeMap::new(),
+            free: BTreeMap::new(),
+            settled: false,
+        }
+    }
+
+    /// QEMU runs, and this is in force.
+    pub(crate) fn started(&mut self, seen: &VmSeen, now: Duration) {
+        self.life = Life::Running;
+        self.cores = CoreKnob { maybe_open: seen.open.clone(), surely_open: seen.open.clone(), ..CoreKnob::default() };
+        let knob = |node: &NodeId| {
+            let seen = seen.plugged.get(node).copied().unwrap_or_default();
+            (*node, MemoryKnob::new(seen, now))
+        };
+        self.memory = self.spec.devices.keys().map(knob).collect();
+    }
+
+    /// Boot memory on `node`.
+    pub(crate) fn boot(&self, node: NodeId) -> Bytes {
+        self.spec.boot.get(&node).copied().unwrap_or_default()
+    }
+}
+
+impl Default for CoreKnob {
+    fn default() -> Self {
+        Self {
+            leaving: CpuSet::new(),
+            closing: CpuSet::new(),
+            grip: Grip::Soft,
+            maybe_open: CpuSet::new(),
+            surely_open: CpuSet::new(),
+            told: None,
+            untold: None,
+            gate: Attempt::default(),
+            apply: Attempt::default(),
+        }
+    }
+}
+
+impl CoreKnob {
+    /// What the guest should use, if the ledger gives it `held`.
+    pub(crate) fn apply_goal(&self, held: &CpuSet) -> CpuSet {
+        held.difference(&self.leaving).intersection(&self.surely_open)
+    }
+
+    /// Which gates should be open, if the ledger gives it `held`.
+    pub(crate) fn gate_goal(&self, held: &CpuSet) -> CpuSet {
+        held.difference(&self.closing)
+    }
+
+    /// Asks the guest to leave `cpus`.
+    pub(crate) fn leave(&mut self, cpus: &CpuSet) {
+        self.leaving = self.leaving.union(cpus);
+        self.untold = None;
+        self.apply.not_before = Duration::ZERO;
+    }
+
+    /// Wants the gates of `cpus` closed.
+    pub(crate) fn close(&mut self, cpus: &CpuSet, grip: Grip) {
+        self.closing = self.closing.union(cpus);
+        self.grip = grip;
+        self.gate.not_before = Duration::ZERO;
+    }
+
+    /// Wants nothing of `cpus` any more: the ledger alone counts.
+    pub(crate) fn release(&mut self, cpus: &CpuSet) {
+        self.leaving = self.leaving.difference(cpus);
+        self.closing = self.closing.difference(cpus);
+        self.gate.not_before = Duration::ZERO;
+        self.apply.not_before = Duration::ZERO;
+    }
+}
+
+impl MemoryKnob {
+    fn new(seen: PluggedMemory, now: Duration) -> Self {
+        Self {
+            goal: None,
+            asked: seen.requested,
+            certain: true,
+            seen,
+            changed: now,
+            set: now,
+            failed: None,
+            attempt: Attempt::default(),
+        }
+    }
+
+    /// The most that the guest can reach.
+    pub(crate) fn bound(&self) -> Bytes {
+        self.asked.max(self.seen.bound())
+    }
+
+    /// Wants another size than the ledger says, or no longer.
+    pub(crate) fn want(&mut self, goal: Option<Bytes>, now: Duration) {
+        self.goal = goal;
+        self.failed = None;
+        self.changed = now;
+        self.attempt.not_before = Duration::ZERO;
+    }
+}

@@ -1,0 +1,225 @@
+//! Moving cores.
+//!
+//! | stage | waits for | if it does not come |
+//! | --- | --- | --- |
+//! | quiesce | the donor's agent has left the CPUs | refused: stays with the donor, unless it is owed; silent: firm gate |
+//! | verify | run times stand still | firm gate |
+//! | close | gates confirmed shut | stays with the donor, gates open again |
+//! | *the ledger moves it out of the donor's account, then into the recipient's* | | |
+//! | open | gates confirmed open | the duty goes on trying; it is the recipient's already |
+//! | enable | the recipient's agent uses them | told when its agent connects |
+//!
+//! A core that was taken always arrives somewhere: with the recipient, or, if that ended meanwhile, with
+//! the donor again, or else in the pool.
+
+use std::time::Duration;
+
+use conuma_topology::CpuSet;
+
+use crate::action::{ActionKind, Failure, Grip, Outcome, RefusedCpus};
+use crate::control::CoreKnob;
+use crate::engine::{Engine, Owner};
+use crate::holding::Resources;
+use crate::ledger::{Holder, TransferId};
+use crate::report::{Reason, Remark, Stage};
+use crate::timing::Timing;
+use crate::transfer::{Leg, Step, vm_of};
+
+/// The longest that moving cores can last.
+pub(crate) fn longest(timing: &Timing) -> Duration {
+    timing.agent * 2 + timing.verify + timing.gate() * 2
+}
+
+/// Begins: nothing has been asked of anyone yet.
+pub(crate) fn begin(leg: &mut Leg, id: TransferId, engine: &mut Engine, now: Duration) {
+    if leg.from == Holder::Pool {
+        give(leg, id, engine, now);
+        return;
+    }
+    let cpus = leg.load.cpus.clone();
+    if let Some(knob) = donor(leg, engine) {
+        knob.leave(&cpus);
+    }
+    leg.enter(Stage::Quiesce, now + engine.timing.agent, now);
+}
+
+pub(crate) fn step(leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, now: Duration) -> Step {
+    match leg.stage {
+        Stage::Quiesce => quiesce(leg, engine, now),
+        Stage::Verify => verify(leg, id, place, engine, now),
+        Stage::Close => close(leg, id, engine, now),
+        Stage::Open => open(leg, engine, now),
+        Stage::Enable => enable(leg, engine, now),
+        _ => Step::Waits,
+    }
+}
+
+/// What the donor's guest made of the request to leave.
+enum Left {
+    NotKnown,
+    Yes { refused: Vec<RefusedCpus> },
+    No(String),
+}
+
+fn quiesce(leg: &mut Leg, engine: &mut Engine, now: Duration) -> Step {
+    let cpus = leg.load.cpus.clone();
+    let Some(knob) = donor(leg, engine) else { return Step::Waits };
+    let silence = knob.untold.clone();
+    match left(knob, &cpus) {
+        Left::Yes { refused } => {
+            for refusal in refused {
+                refuse(leg, engine, &refusal.cpus, refusal.why);
+            }
+        }
+        Left::No(why) => refuse(leg, engine, &cpus, why),
+        Left::NotKnown if now >= leg.until => {
+            leg.remark(Remark::DonorSilent(silence.unwrap_or(Failure::TimedOut)));
+            return shut(leg, engine, Grip::Firm, now);
+        }
+        Left::NotKnown => return Step::Waits,
+    }
+    if leg.load.is_empty() {
+        return leg.end(now);
+    }
+    let forced = leg.report.remarks.iter().any(|remark| matches!(remark, Remark::DonorRefused(_)));
+    if forced { shut(leg, engine, Grip::Firm, now) } else { leg.enter(Stage::Verify, now + engine.timing.verify, now) }
+}
+
+fn left(knob: &CoreKnob, cpus: &CpuSet) -> Left {
+    match (&knob.told, &knob.untold) {
+        (Some(told), _) if told.cpus.is_disjoint(cpus) => {
+            let concerns = |refusal: &&RefusedCpus| !refusal.cpus.is_disjoint(cpus);
+            Left::Yes { refused: told.refused.iter().filter(concerns).cloned().collect() }
+        }
+        (_, Some(Failure::Refused(why) | Failure::Failed(why))) => Left::No(why.clone()),
+        _ => Left::NotKnown,
+    }
+}
+
+/// The guest does not leave `cpus`. A core of which one sibling stays, stays whole.
+fn refuse(leg: &mut Leg, engine: &mut Engine, cpus: &CpuSet, why: String) {
+    if leg.terms.owed {
+        leg.remark(Remark::DonorRefused(why));
+        return;
+    }
+    let leaving = engine.state.host.whole_part(&leg.load.cpus.difference(cpus));
+    let stays = leg.load.cpus.difference(&leaving);
+    if let Some(knob) = donor(leg, engine) {
+        knob.release(&stays);
+    }
+    let donor = leg.from.clone();
+    leg.falls_short(Resources::cores(stays), Reason::DonorRefused(why), &donor);
+}
+
+fn verify(leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, now: Duration) -> Step {
+    let Some(vm) = vm_of(&leg.from).cloned() else { return Step::Waits };
+    match leg.answer.take() {
+        Some(Outcome::Watched { busy }) if busy.is_empty() => shut(leg, engine, Grip::Soft, now),
+        Some(Outcome::Watched { busy }) if now >= leg.until => {
+            leg.remark(Remark::DonorBusy(busy));
+            shut(leg, engine, Grip::Firm, now)
+        }
+        Some(Outcome::Failed(_)) => {
+            leg.remark(Remark::DonorBusy(leg.load.cpus.clone()));
+            shut(leg, engine, Grip::Firm, now)
+        }
+        None if leg.asked.is_some() => Step::Waits,
+        _ => {
+            let window = engine.timing.idle_window;
+            let kind = ActionKind::VerifyIdle { cpus: leg.load.cpus.clone(), window };
+            let limit = now + engine.timing.host + window;
+            leg.asked = Some(engine.issue(&vm, limit, kind, Owner::Leg(id, place)));
+            Step::Waits
+        }
+    }
+}
+
+fn shut(leg: &mut Leg, engine: &mut Engine, grip: Grip, now: Duration) -> Step {
+    let cpus = leg.load.cpus.clone();
+    if let Some(knob) = donor(leg, engine) {
+        knob.close(&cpus, grip);
+    }
+    leg.enter(Stage::Close, now + engine.timing.gate(), now)
+}
+
+fn close(leg: &mut Leg, id: TransferId, engine: &mut Engine, now: Duration) -> Step {
+    let cpus = leg.load.cpus.clone();
+    let Some(knob) = donor(leg, engine) else { return Step::Waits };
+    if knob.maybe_open.is_disjoint(&cpus) {
+        // Verified: from here on the donor cannot run there.
+        engine.take(leg, id);
+        if let Some(knob) = donor(leg, engine) {
+            knob.release(&cpus);
+        }
+        return give(leg, id, engine, now);
+    }
+    if now < leg.until {
+        return Step::Waits;
+    }
+    knob.release(&cpus);
+    let donor = leg.from.clone();
+    leg.falls_short(Resources::cores(cpus), Reason::GateFailed(Failure::TimedOut), &donor);
+    leg.end(now)
+}
+
+/// The load is out of the giver's hands; the heir's account gets it before its gates open.
+fn give(leg: &mut Leg, id: TransferId, engine: &mut Engine, now: Duration) -> Step {
+    if !leg.taken {
+        engine.take(leg, id);
+    }
+    let load = leg.load.clone();
+    engine.shift(&load, &Holder::Transit(id), &leg.heir);
+    if leg.heir != leg.to {
+        let heir = leg.heir.clone();
+        leg.falls_short(load, Reason::RecipientGone, &heir);
+        return leg.end(now);
+    }
+    leg.arrived(&load, engine);
+    match recipient(leg, engine) {
+        None => leg.end(now),
+        Some(knob) => {
+            knob.release(&load.cpus);
+            leg.enter(Stage::Open, now + engine.timing.gate(), now)
+        }
+    }
+}
+
+fn open(leg: &mut Leg, engine: &mut Engine, now: Duration) -> Step {
+    let cpus = leg.load.cpus.clone();
+    let Some(knob) = recipient(leg, engine) else { return leg.end(now) };
+    if cpus.is_subset(&knob.surely_open) {
+        return leg.enter(Stage::Enable, now + engine.timing.agent, now);
+    }
+    if now < leg.until {
+        return Step::Waits;
+    }
+    leg.remark(Remark::GateNotOpen);
+    leg.end(now)
+}
+
+fn enable(leg: &mut Leg, engine: &mut Engine, now: Duration) -> Step {
+    let cpus = leg.load.cpus.clone();
+    let connected = vm_of(&leg.to).and_then(|vm| engine.state.vms.get(vm)).is_some_and(|vm| vm.agent);
+    let Some(knob) = recipient(leg, engine) else { return leg.end(now) };
+    match knob.told.clone().filter(|told| cpus.is_subset(&told.cpus)) {
+        Some(told) => {
+            for refusal in told.refused.iter().filter(|refusal| !refusal.cpus.is_disjoint(&cpus)) {
+                leg.remark(Remark::RecipientRefused(refusal.cpus.intersection(&cpus), refusal.why.clone()));
+            }
+            leg.end(now)
+        }
+        None if connected && now < leg.until => Step::Waits,
+        None => {
+            leg.remark(Remark::RecipientUntold);
+            leg.end(now)
+        }
+    }
+}
+
+fn donor<'a>(leg: &Leg, engine: &'a mut Engine) -> Option<&'a mut CoreKnob> {
+    Some(&mut engine.state.vms.get_mut(vm_of(&leg.from)?)?.cores)
+}
+
+fn recipient<'a>(leg: &Leg, engine: &'a mut Engine) -> Option<&'a mut CoreKnob> {
+    Some(&mut engine.state.vms.get_mut(vm_of(&leg.to)?)?.cores)
+}

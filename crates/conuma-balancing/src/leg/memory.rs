@@ -1,0 +1,299 @@
+//! Moving memory of one node.
+//!
+//! | stage | waits for | if it does not come |
+//! | --- | --- | --- |
+//! | prepare | the donor's agent made room | goes on all the same |
+//! | shrink | QEMU's `size` is what was asked | settle |
+//! | settle | `requested-size` is back at what the donor kept | unknown: all stays with the donor |
+//! | *the ledger moves what came out of the donor's account* | | |
+//! | grow | the recipient plugged; step by step, each booked to it before it is asked | return |
+//! | return | `requested-size` is back at what the recipient plugged | unknown: all stays with the recipient |
+//! | confirm | the recipient's agent sees it online on the right node | a remark |
+//!
+//! Memory cannot be forced. A donor that neither answered its agent nor gave anything is marked silent:
+//! its memory is left alone until it answers again. What the recipient did not take goes back to the
+//! donor, or, if that ended, to the pool.
+//!
+//! Steps leave room for the memmap: 64 bytes per 4 KiB page that is added come out of memory that is
+//! usable already, so a step is at most 32 times the free memory (it then eats half of that).
+
+use std::time::Duration;
+
+use conuma_topology::{Bytes, NodeId};
+
+use crate::action::{ActionKind, Failure, Outcome};
+use crate::control::{MemoryKnob, Vm};
+use crate::engine::{Engine, Owner};
+use crate::holding::Resources;
+use crate::ledger::{Holder, TransferId};
+use crate::report::{Notice, Reason, Remark, Stage};
+use crate::timing::Timing;
+use crate::transfer::{Leg, Step, vm_of};
+
+/// A step is at least one memory block of Linux on x86: less would not come online.
+const LEAST_STEP: Bytes = Bytes::mib(128);
+
+/// Free memory allows a step this many times as large.
+const STEP_PER_FREE: u64 = 32;
+
+/// The longest that moving memory can last.
+pub(crate) fn longest(timing: &Timing) -> Duration {
+    timing.prepare + timing.shrink + timing.grow + timing.confirm + timing.gate() * 2
+}
+
+/// Begins: nothing has been asked of anyone yet.
+pub(crate) fn begin(leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, now: Duration) {
+    if leg.from == Holder::Pool {
+        taken(leg, id, engine, now);
+        return;
+    }
+    let (node, bytes) = part(leg);
+    leg.enter(Stage::Prepare, now + engine.timing.prepare, now);
+    if let Some(vm) = vm_of(&leg.from).filter(|_| donor(leg, engine).is_some_and(|vm| vm.agent)) {
+        let kind = ActionKind::PrepareMemory { node, bytes };
+        leg.asked = Some(engine.issue(vm, leg.until, kind, Owner::Leg(id, place)));
+    } else {
+        leg.answer = Some(Outcome::Failed(Failure::Unreachable));
+    }
+}
+
+pub(crate) fn step(leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, now: Duration) -> Step {
+    match leg.stage {
+        Stage::Prepare => prepare(leg, engine, now),
+        Stage::Shrink => shrink(leg, id, engine, now),
+        Stage::Settle => settle(leg, id, engine, now),
+        Stage::Grow => grow(leg, id, place, engine, now),
+        Stage::Return => hand_back(leg, id, place, engine, now),
+        Stage::Confirm => confirm(leg, now),
+        _ => Step::Waits,
+    }
+}
+
+fn prepare(leg: &mut Leg, engine: &mut Engine, now: Duration) -> Step {
+    let answer = match leg.answer.take() {
+        None if now < leg.until => return Step::Waits,
+        None => Outcome::Failed(Failure::TimedOut),
+        Some(answer) => answer,
+    };
+    match answer {
+        Outcome::Prepared { enough: true } => {}
+        Outcome::Failed(failure @ (Failure::TimedOut | Failure::Unreachable)) => {
+            leg.remark(Remark::DonorSilent(failure))
+        }
+        _ => leg.remark(Remark::Unprepared),
+    }
+    let (node, bytes) = part(leg);
+    let plugged = plugged_by_ledger(&leg.from, node, engine);
+    if let Some(knob) = knob(&leg.from, node, engine) {
+        knob.want(Some(plugged.saturating_sub(bytes)), now);
+    }
+    leg.enter(Stage::Shrink, now + engine.timing.shrink, now)
+}
+
+fn shrink(leg: &mut Leg, id: TransferId, engine: &mut Engine, now: Duration) -> Step {
+    let (node, _) = part(leg);
+    let recipient_gone = leg.heir != leg.to;
+    let Some(knob) = knob(&leg.from, node, engine) else { return Step::Waits };
+    let reached = knob.certain && knob.goal.is_some_and(|goal| knob.bound() <= goal);
+    if reached {
+        knob.want(None, now);
+        return taken(leg, id, engine, now);
+    }
+    let refused = matches!(knob.failed, Some(Failure::Refused(_) | Failure::Failed(_)));
+    if now < leg.until && !refused && !recipient_gone {
+        return Step::Waits;
+    }
+    let kept = knob.seen.size;
+    knob.want(Some(kept), now);
+    leg.enter(Stage::Settle, now + engine.timing.gate(), now)
+}
+
+/// What the donor keeps is certain once QEMU has confirmed a `requested-size` of that.
+fn settle(leg: &mut Leg, id: TransferId, engine: &mut Engine, now: Duration) -> Step {
+    let (node, bytes) = part(leg);
+    let plugged = plugged_by_ledger(&leg.from, node, engine);
+    let Some(knob) = knob(&leg.from, node, engine) else { return Step::Waits };
+    let certain = knob.certain && knob.goal == Some(knob.asked);
+    if !certain && now < leg.until {
+        return Step::Waits;
+    }
+    let came = if certain { plugged.saturating_sub(knob.bound()).min(bytes) } else { Bytes::ZERO };
+    let failed = knob.failed.clone();
+    knob.want(None, now);
+    let why = failed.map_or(Reason::DonorKept, Reason::HypervisorFailed);
+    let donor = leg.from.clone();
+    leg.falls_short(Resources::memory(node, bytes.saturating_sub(came)), why, &donor);
+    if came.is_zero() {
+        mark_if_silent(leg, engine);
+        return leg.end(now);
+    }
+    taken(leg, id, engine, now)
+}
+
+fn mark_if_silent(leg: &Leg, engine: &mut Engine) {
+    let unanswered = leg.report.remarks.iter().any(|remark| matches!(remark, Remark::DonorSilent(_)));
+    if let Some(name) = vm_of(&leg.from).filter(|_| unanswered)
+        && let Some(vm) = engine.state.vms.get_mut(name)
+        && !vm.silent
+    {
+        vm.silent = true;
+        engine.notices.push(Notice::Silent { vm: name.clone() });
+    }
+}
+
+/// Verified: the donor cannot touch it any more.
+fn taken(leg: &mut Leg, id: TransferId, engine: &mut Engine, now: Duration) -> Step {
+    engine.take(leg, id);
+    let (node, bytes) = part(leg);
+    if leg.heir != leg.to {
+        return pass_to_heir(leg, id, Resources::memory(node, bytes), Reason::RecipientGone, engine, now);
+    }
+    if leg.to == Holder::Pool {
+        let load = leg.load.clone();
+        engine.shift(&load, &Holder::Transit(id), &Holder::Pool);
+        leg.arrived(&load, engine);
+        return leg.end(now);
+    }
+    leg.enter(Stage::Grow, now + engine.timing.grow, now);
+    next_step(leg, id, engine, now)
+}
+
+/// Books the next step to the recipient; the duty then asks for it.
+fn next_step(leg: &mut Leg, id: TransferId, engine: &mut Engine, now: Duration) -> Step {
+    let (node, bytes) = part(leg);
+    let given = leg.report.arrived.on(node);
+    let Some(vm) = vm_of(&leg.to).and_then(|vm| engine.state.vms.get(vm)) else { return Step::Waits };
+    let step = step_size(vm, node, given, &engine.timing).min(bytes.saturating_sub(given));
+    let step = Resources::memory(node, step);
+    engine.shift(&step, &Holder::Transit(id), &leg.to);
+    leg.arrived(&step, engine);
+    if let Some(knob) = knob(&leg.to, node, engine) {
+        knob.want(None, now);
+    }
+    Step::Went
+}
+
+fn step_size(vm: &Vm, node: NodeId, given: Bytes, timing: &Timing) -> Bytes {
+    let block = vm.spec.devices.get(&node).map(|device| device.block).filter(|block| !block.is_zero());
+    let most = match vm.free.get(&node) {
+        Some(free) => Bytes((*free + given).0.saturating_mul(STEP_PER_FREE)).max(LEAST_STEP),
+        None => timing.step,
+    };
+    block.map_or(most, |block| most.round_down(block).max(block))
+}
+
+fn grow(leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, now: Duration) -> Step {
+    let (node, bytes) = part(leg);
+    if leg.heir != leg.to {
+        // The recipient ended: what it had got went to the pool with it.
+        let lost = leg.report.arrived.clone();
+        leg.report.arrived = Resources::default();
+        leg.falls_short(lost, Reason::RecipientGone, &Holder::Pool);
+        let rest = leg.load.clone();
+        return pass_to_heir(leg, id, rest, Reason::RecipientGone, engine, now);
+    }
+    let goal = plugged_by_ledger(&leg.to, node, engine);
+    let Some(knob) = knob(&leg.to, node, engine) else { return Step::Waits };
+    let reached = knob.certain && knob.asked == goal && knob.seen.size >= goal;
+    if reached && leg.report.arrived.on(node) < bytes {
+        return next_step(leg, id, engine, now);
+    }
+    if reached {
+        return ask_to_confirm(leg, id, place, engine, now);
+    }
+    let refused = matches!(knob.failed, Some(Failure::Refused(_) | Failure::Failed(_)));
+    if now < leg.until && !refused {
+        return Step::Waits;
+    }
+    let has = knob.seen.size;
+    knob.want(Some(has), now);
+    leg.enter(Stage::Return, now + engine.timing.gate(), now)
+}
+
+/// What the recipient did not plug is certain once QEMU has confirmed a `requested-size` without it.
+fn hand_back(leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, now: Duration) -> Step {
+    if leg.heir != leg.to {
+        return grow(leg, id, place, engine, now);
+    }
+    let (node, bytes) = part(leg);
+    let booked = plugged_by_ledger(&leg.to, node, engine);
+    let Some(knob) = knob(&leg.to, node, engine) else { return Step::Waits };
+    let certain = knob.certain && knob.goal == Some(knob.asked);
+    if !certain && now < leg.until {
+        return Step::Waits;
+    }
+    let back = if certain { booked.saturating_sub(knob.bound()).min(leg.report.arrived.on(node)) } else { Bytes::ZERO };
+    let failed = knob.failed.clone();
+    knob.want(None, now);
+    let why = failed.map_or(Reason::RecipientDidNotTake, Reason::HypervisorFailed);
+    let back = Resources::memory(node, back);
+    engine.shift(&back, &leg.to, &Holder::Transit(id));
+    leg.unarrived(&back, engine);
+    let rest = Resources::memory(node, bytes.saturating_sub(leg.report.arrived.on(node)));
+    leg.heir = engine.heir_without_recipient(leg);
+    let kept = leg.report.arrived.clone();
+    let step = pass_to_heir(leg, id, rest, why, engine, now);
+    if kept.is_empty() { step } else { ask_to_confirm(leg, id, place, engine, now) }
+}
+
+/// What did not find its recipient goes to the heir; the duty raises its `requested-size` again.
+fn pass_to_heir(
+    leg: &mut Leg,
+    id: TransferId,
+    rest: Resources,
+    why: Reason,
+    engine: &mut Engine,
+    now: Duration,
+) -> Step {
+    engine.shift(&rest, &Holder::Transit(id), &leg.heir);
+    let heir = leg.heir.clone();
+    leg.falls_short(rest, why, &heir);
+    leg.end(now)
+}
+
+fn ask_to_confirm(leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, now: Duration) -> Step {
+    let node = node(leg);
+    let plugged = plugged_by_ledger(&leg.to, node, engine);
+    leg.enter(Stage::Confirm, now + engine.timing.confirm, now);
+    match vm_of(&leg.to).filter(|vm| engine.state.vms.get(*vm).is_some_and(|vm| vm.agent)) {
+        Some(vm) => {
+            let kind = ActionKind::ConfirmMemory { node, plugged };
+            leg.asked = Some(engine.issue(vm, leg.until, kind, Owner::Leg(id, place)));
+        }
+        None => leg.answer = Some(Outcome::Failed(Failure::Unreachable)),
+    }
+    Step::Went
+}
+
+fn confirm(leg: &mut Leg, now: Duration) -> Step {
+    match leg.answer.take() {
+        None if now < leg.until => return Step::Waits,
+        Some(Outcome::Confirmed { satisfied: true }) => {}
+        _ => leg.remark(Remark::Unconfirmed),
+    }
+    leg.end(now)
+}
+
+fn node(leg: &Leg) -> NodeId {
+    *leg.report.planned.what.memory.keys().next().expect("a memory leg is about one node")
+}
+
+/// The node, and how much is to be taken or given.
+fn part(leg: &Leg) -> (NodeId, Bytes) {
+    let node = node(leg);
+    (node, leg.load.on(node))
+}
+
+fn donor<'a>(leg: &Leg, engine: &'a Engine) -> Option<&'a Vm> {
+    engine.state.vms.get(vm_of(&leg.from)?)
+}
+
+fn knob<'a>(holder: &Holder, node: NodeId, engine: &'a mut Engine) -> Option<&'a mut MemoryKnob> {
+    engine.state.vms.get_mut(vm_of(holder)?)?.memory.get_mut(&node)
+}
+
+/// What the ledger lets the VM plug on the node.
+fn plugged_by_ledger(holder: &Holder, node: NodeId, engine: &Engine) -> Bytes {
+    let boot = vm_of(holder).and_then(|vm| engine.state.vms.get(vm)).map(|vm| vm.boot(node)).unwrap_or_default();
+    engine.state.ledger.held(holder).on(node).saturating_sub(boot)
+}

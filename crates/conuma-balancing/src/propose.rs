@@ -1,0 +1,363 @@
+//! From a request to a plan: what would move, on paper.
+//!
+//! The planner only proposes; whether a VM may give or take so much is for [`crate::check_plan`] to
+//! say, and every plan passes it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use conuma_topology::{Bytes, CpuSet, NodeId, VmName};
+
+use crate::check::{Shortage, check_plan, shortages};
+use crate::choose::Wish;
+use crate::holding::{CoreDemand, Demand, MemoryDemand, Resources};
+use crate::host::Host;
+use crate::ledger::Holder;
+use crate::loans::Loans;
+use crate::plan::{CoreChoice, Move, Refusal, Request, TransferPlan};
+use crate::vm::VmSpec;
+
+/// What plans are made from: a snapshot.
+pub(crate) struct Books<'a> {
+    pub(crate) host: &'a Host,
+    pub(crate) loans: &'a Loans,
+    pub(crate) specs: BTreeMap<VmName, VmSpec>,
+    /// VMs of which QEMU does not run yet.
+    pub(crate) starting: BTreeSet<VmName>,
+    /// VMs whose memory can neither shrink nor grow.
+    pub(crate) silent: BTreeSet<VmName>,
+    /// What each holder has once everything under way has left its giver and reached its VM.
+    pub(crate) held: BTreeMap<Holder, Resources>,
+}
+
+/// The plan for a request, checked.
+pub(crate) fn plan(books: &Books, request: &Request) -> Result<TransferPlan, Refusal> {
+    let mut draft = Draft { books, plan: TransferPlan::default() };
+    let mut excused = BTreeSet::new();
+    match request {
+        Request::Lend { from, to, what, below_guarantee } => {
+            books.running(from)?;
+            books.running(to)?;
+            if from == to {
+                return Err(Refusal::SameVm(from.clone()));
+            }
+            draft.give(&Holder::Vm(from.clone()), &Holder::Vm(to.clone()), what)?;
+            excused.extend(below_guarantee.then(|| from.clone()));
+        }
+        Request::Recall { to } => {
+            books.running(to)?;
+            draft.recall(to);
+        }
+        Request::Set { vm, what, below_guarantee } => {
+            books.running(vm)?;
+            draft.set(vm, what)?;
+            excused.extend(below_guarantee.then(|| vm.clone()));
+        }
+    }
+    books.finish(draft.plan, &excused)
+}
+
+/// What a VM would hold at start: everything comes from the pool.
+pub(crate) fn plan_start(books: &mut Books, spec: &VmSpec) -> Result<TransferPlan, Refusal> {
+    if books.specs.contains_key(&spec.name) {
+        return Err(Refusal::AlreadyStarted(spec.name.clone()));
+    }
+    let (pool, vm) = (Holder::Pool, Holder::Vm(spec.name.clone()));
+    let cores = spec.initial.cores.clone().or_else(|| spec.guarantee.cores.clone()).unwrap_or(CoreDemand::Count(1));
+    let memory = spec.initial.memory.clone().or_else(|| spec.guarantee.memory.clone());
+    books.specs.insert(spec.name.clone(), spec.clone());
+    let mut draft = Draft { books, plan: TransferPlan::default() };
+    draft.give(&pool, &vm, &Demand { cores: Some(cores), memory: Some(MemoryDemand::PerNode(spec.boot.clone())) })?;
+    let beyond_boot = match memory {
+        None => MemoryDemand::Total(Bytes::ZERO),
+        Some(MemoryDemand::Total(total)) => {
+            MemoryDemand::Total(total.saturating_sub(spec.boot.values().copied().sum()))
+        }
+        Some(MemoryDemand::PerNode(nodes)) => {
+            let booted = |node| spec.boot.get(node).copied().unwrap_or_default();
+            MemoryDemand::PerNode(
+                nodes.iter().map(|(node, bytes)| (*node, bytes.saturating_sub(booted(node)))).collect(),
+            )
+        }
+    };
+    draft.give(&pool, &vm, &Demand { cores: None, memory: Some(beyond_boot) })?;
+    books.finish(draft.plan, &BTreeSet::new())
+}
+
+impl Books<'_> {
+    fn running(&self, vm: &VmName) -> Result<(), Refusal> {
+        match self.specs.get(vm) {
+            None => Err(Refusal::UnknownVm(vm.clone())),
+            Some(_) if self.starting.contains(vm) => Err(Refusal::Starting(vm.clone())),
+            Some(_) => Ok(()),
+        }
+    }
+
+    fn finish(&self, mut plan: TransferPlan, excused: &BTreeSet<VmName>) -> Result<TransferPlan, Refusal> {
+        plan.moves.retain(|step| !step.what.is_empty());
+        if plan.moves.is_empty() {
+            return Err(Refusal::NothingToMove);
+        }
+        check_plan(self.host, &self.specs, &self.held, &plan, excused)?;
+        let holders =
+            plan.moves.iter().filter(|step| !step.what.memory.is_empty()).flat_map(|step| [&step.from, &step.to]);
+        for holder in holders {
+            if let Holder::Vm(vm) = holder
+                && self.silent.contains(vm)
+            {
+                return Err(Refusal::Silent(vm.clone()));
+            }
+        }
+        Ok(plan)
+    }
+
+    fn spec(&self, holder: &Holder) -> Option<&VmSpec> {
+        match holder {
+            Holder::Vm(vm) => self.specs.get(vm),
+            _ => None,
+        }
+    }
+
+    /// Sizes on a node move in multiples of this.
+    fn block(&self, holders: [&Holder; 2], node: NodeId) -> Bytes {
+        let block = |holder| Some(self.spec(holder)?.devices.get(&node)?.block);
+        holders.into_iter().filter_map(block).max().filter(|block| !block.is_zero()).unwrap_or(Bytes::mib(2))
+    }
+
+    /// VMs that have any of `what`.
+    fn held_by(&self, what: &Resources, but: &Holder) -> Vec<(Holder, Resources)> {
+        let share = |(holder, held): (&Holder, &Resources)| (holder.clone(), held.common(what));
+        let useful =
+            |(holder, held): &(Holder, Resources)| matches!(holder, Holder::Vm(_)) && holder != but && !held.is_empty();
+        self.held.iter().map(share).filter(useful).collect()
+    }
+}
+
+/// A plan in the making.
+struct Draft<'a> {
+    books: &'a Books<'a>,
+    plan: TransferPlan,
+}
+
+impl Draft<'_> {
+    /// What `holder` has, the moves so far taken into account.
+    fn has(&self, holder: &Holder) -> Resources {
+        let mut has = self.books.held.get(holder).cloned().unwrap_or_default();
+        for step in &self.plan.moves {
+            if step.from == *holder {
+                has = has.saturating_sub(&step.what);
+            }
+            if step.to == *holder {
+                has.add(&step.what);
+            }
+        }
+        has
+    }
+
+    /// What `holder` can give: boot memory stays.
+    fn can_give(&self, holder: &Holder) -> Resources {
+        let boot = self.books.spec(holder).map(|spec| spec.boot.clone()).unwrap_or_default();
+        self.has(holder).saturating_sub(&Resources { cpus: CpuSet::new(), memory: boot })
+    }
+
+    fn push(&mut self, from: &Holder, to: &Holder, what: Resources) {
+        let mut step = |what| self.plan.moves.push(Move { from: from.clone(), to: to.clone(), what });
+        if !what.cpus.is_empty() {
+            step(Resources::cores(what.cpus));
+        }
+        for (node, bytes) in what.memory {
+            step(Resources::memory(node, bytes));
+        }
+    }
+
+    fn give(&mut self, from: &Holder, to: &Holder, what: &Demand) -> Result<(), Refusal> {
+        let mut moved = Resources::default();
+        if let Some(cores) = &what.cores {
+            let (cpus, choices) = self.choose_cores(from, to, cores)?;
+            moved.cpus = cpus;
+            self.plan.choices.extend(choices);
+        }
+        if let Some(memory) = &what.memory {
+            moved.memory = self.choose_memory(from, to, memory)?;
+        }
+        self.push(from, to, moved);
+        Ok(())
+    }
+
+    fn choose_cores(
+        &self,
+        from: &Holder,
+        to: &Holder,
+        demand: &CoreDemand,
+    ) -> Result<(CpuSet, Vec<CoreChoice>), Refusal> {
+        let books = self.books;
+        let has = self.can_give(from);
+        match demand {
+            CoreDemand::Cpus(cpus) => {
+                books.host.whole_cores(cpus).map_err(|split| Refusal::NotWholeCores { split })?;
+                let missing = Resources::cores(cpus.difference(&has.cpus));
+                if missing.is_empty() {
+                    return Ok((cpus.clone(), Vec::new()));
+                }
+                let held_by = books.held_by(&missing, from);
+                Err(Refusal::NotHeld { from: from.clone(), missing, held_by })
+            }
+            CoreDemand::Count(count) => self.wish(from, to, &has, |wish| wish.cores(*count)).map_err(|available| {
+                let all = Resources::cores(books.host.everything().cpus);
+                let held_by = books.held_by(&all, from);
+                Refusal::TooFewCores { from: from.clone(), available, wanted: *count, held_by }
+            }),
+        }
+    }
+
+    fn choose_memory(
+        &self,
+        from: &Holder,
+        to: &Holder,
+        demand: &MemoryDemand,
+    ) -> Result<BTreeMap<NodeId, Bytes>, Refusal> {
+        let books = self.books;
+        let has = self.can_give(from);
+        match demand {
+            MemoryDemand::PerNode(nodes) => {
+                if let Some(node) = nodes.keys().find(|node| !books.host.memory.contains_key(node)) {
+                    return Err(Refusal::NoSuchNode(*node));
+                }
+                let rounded =
+                    |(node, bytes): (&NodeId, &Bytes)| (*node, bytes.round_up(books.block([from, to], *node)));
+                let mut wanted = Resources::default();
+                for (node, bytes) in nodes.iter().map(rounded) {
+                    wanted.add(&Resources::memory(node, bytes));
+                }
+                let missing = wanted.saturating_sub(&has);
+                if missing.is_empty() {
+                    return Ok(wanted.memory);
+                }
+                let all = Resources {
+                    cpus: CpuSet::new(),
+                    memory: missing.memory.keys().map(|n| (*n, Bytes(u64::MAX))).collect(),
+                };
+                let held_by = books.held_by(&all, from);
+                Err(Refusal::NotHeld { from: from.clone(), missing, held_by })
+            }
+            MemoryDemand::Total(total) => {
+                let room = has.common(&self.room(to));
+                let block =
+                    room.memory.keys().map(|node| books.block([from, to], *node)).max().unwrap_or(Bytes::mib(2));
+                self.wish(from, to, &room, |wish| wish.memory(*total, block)).map_err(|available| {
+                    let held_by = books.held_by(&Resources { cpus: CpuSet::new(), ..books.host.everything() }, from);
+                    Refusal::TooLittleMemory { from: from.clone(), available, wanted: *total, held_by }
+                })
+            }
+        }
+    }
+
+    fn wish<T>(&self, from: &Holder, to: &Holder, has: &Resources, choose: impl Fn(Wish) -> T) -> T {
+        let owed_to_recipient = match to {
+            Holder::Vm(vm) => self.books.loans.owed(from, vm),
+            _ => Resources::default(),
+        };
+        choose(Wish {
+            host: self.books.host,
+            from,
+            has,
+            guarantee: self.books.spec(from).and_then(|spec| spec.guarantee.cores.as_ref()),
+            owed_to_recipient: &owed_to_recipient,
+            owed: &self.books.loans.owed_by(from),
+            recipient: &self.has(to),
+        })
+    }
+
+    /// How much more memory `holder` could take.
+    fn room(&self, holder: &Holder) -> Resources {
+        let mut room = Resources { cpus: CpuSet::new(), ..self.books.host.everything() };
+        if let Some(spec) = self.books.spec(holder) {
+            let has = self.has(holder);
+            room = Resources::default();
+            for (node, device) in &spec.devices {
+                let plugged = has.on(*node).saturating_sub(spec.boot.get(node).copied().unwrap_or_default());
+                room.add(&Resources::memory(*node, device.max.saturating_sub(plugged)));
+            }
+        }
+        room
+    }
+
+    /// What others owe, as far as they have it, and what the guarantee still lacks, as far as the pool has
+    /// it. Memory of silent VMs stays out: a recall does what it can.
+    fn recall(&mut self, to: &VmName) {
+        let recipient = Holder::Vm(to.clone());
+        let books = self.books;
+        let silent = |vm: &Holder| matches!(vm, Holder::Vm(vm) if books.silent.contains(vm));
+        let only_cores = |what: Resources| Resources::cores(what.cpus);
+        for loan in books.loans.all().iter().filter(|loan| loan.lender == *to) {
+            let mut part = loan.what.common(&self.can_give(&loan.borrower));
+            part.memory = part.common(&self.room(&recipient)).memory;
+            let part = if silent(&loan.borrower) || silent(&recipient) { only_cores(part) } else { part };
+            self.push(&loan.borrower, &recipient, part);
+        }
+        let Some(spec) = books.specs.get(to) else { return };
+        for short in shortages(books.host, &spec.guarantee, &self.has(&recipient)) {
+            if silent(&recipient) && matches!(short, Shortage::Memory(_) | Shortage::NodeMemory(..)) {
+                continue;
+            }
+            let pool = self.can_give(&Holder::Pool);
+            let free = pool.common(&self.room(&recipient));
+            let demand = match short {
+                Shortage::Cores(n) => {
+                    let count = n.min(books.host.count_cores(&pool.cpus));
+                    Demand { cores: Some(CoreDemand::Count(count)), memory: None }
+                }
+                Shortage::Cpus(cpus) => {
+                    let cpus = books.host.whole_part(&cpus.intersection(&pool.cpus));
+                    Demand { cores: Some(CoreDemand::Cpus(cpus)), memory: None }
+                }
+                Shortage::Memory(bytes) => {
+                    let bytes = bytes.min(free.total_memory());
+                    Demand { cores: None, memory: Some(MemoryDemand::Total(bytes)) }
+                }
+                Shortage::NodeMemory(node, bytes) => {
+                    let block = books.block([&Holder::Pool, &recipient], node);
+                    let bytes = bytes.min(free.on(node).round_down(block));
+                    Demand { cores: None, memory: Some(MemoryDemand::PerNode([(node, bytes)].into())) }
+                }
+            };
+            // What was cut down to what the pool has is there; rounding alone can still be too much.
+            let _nothing_there = self.give(&Holder::Pool, &recipient, &demand);
+        }
+    }
+
+    fn set(&mut self, vm: &VmName, what: &Demand) -> Result<(), Refusal> {
+        let (pool, holder) = (Holder::Pool, Holder::Vm(vm.clone()));
+        let has = self.has(&holder);
+        let mut give = Demand::default();
+        let mut take = Demand::default();
+        match &what.cores {
+            Some(CoreDemand::Count(count)) => {
+                let now = self.books.host.count_cores(&has.cpus);
+                give.cores = Some(CoreDemand::Count(now.saturating_sub(*count)));
+                take.cores = Some(CoreDemand::Count(count.saturating_sub(now)));
+            }
+            Some(CoreDemand::Cpus(cpus)) => {
+                give.cores = Some(CoreDemand::Cpus(has.cpus.difference(cpus)));
+                take.cores = Some(CoreDemand::Cpus(cpus.difference(&has.cpus)));
+            }
+            None => {}
+        }
+        match &what.memory {
+            Some(MemoryDemand::Total(total)) => {
+                give.memory = Some(MemoryDemand::Total(has.total_memory().saturating_sub(*total)));
+                take.memory = Some(MemoryDemand::Total(total.saturating_sub(has.total_memory())));
+            }
+            Some(MemoryDemand::PerNode(nodes)) => {
+                let part = |difference: &dyn Fn(Bytes, Bytes) -> Bytes| {
+                    let each = nodes.iter().map(|(node, bytes)| (*node, difference(*bytes, has.on(*node))));
+                    Some(MemoryDemand::PerNode(each.collect()))
+                };
+                give.memory = part(&|wanted, now| now.saturating_sub(wanted));
+                take.memory = part(&|wanted, now| wanted.saturating_sub(now));
+            }
+            None => {}
+        }
+        self.give(&holder, &pool, &give)?;
+        self.give(&pool, &holder, &take)
+    }
+}

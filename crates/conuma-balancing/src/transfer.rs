@@ -1,0 +1,259 @@
+//! A transfer under way: a plan, its legs, and what is known of each so far.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use conuma_topology::VmName;
+use serde::{Deserialize, Serialize};
+
+use crate::action::{ActionId, Outcome};
+use crate::duty::Knob;
+use crate::engine::Engine;
+use crate::holding::{MemoryDemand, Resources};
+use crate::ledger::{Holder, TransferId};
+use crate::leg;
+use crate::loans::Remember;
+use crate::plan::{Move, Request};
+use crate::report::{LegReport, Notice, Reason, Remark, Report, Shortfall, Stage, StageTime, Verdict};
+
+/// A transfer, waiting or under way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Transfer {
+    pub(crate) report: Report,
+    /// One for each move, in the order of the plan.
+    pub(crate) legs: Vec<Leg>,
+    /// When it ends at the latest, by the deadlines of its stages.
+    pub(crate) due: Duration,
+}
+
+/// One move under way: cores, or memory of one node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Leg {
+    pub(crate) from: Holder,
+    pub(crate) to: Holder,
+    /// Who gets what was taken: the recipient, or, should that end, the giver, or else the pool.
+    pub(crate) heir: Holder,
+    /// What is still to be taken, and from then on what is to be given.
+    pub(crate) load: Resources,
+    /// The load has left the giver's account.
+    pub(crate) taken: bool,
+    pub(crate) stage: Stage,
+    /// When the stage ends at the latest.
+    pub(crate) until: Duration,
+    /// An action of this leg that is out.
+    pub(crate) asked: Option<ActionId>,
+    /// What came of it.
+    pub(crate) answer: Option<Outcome>,
+    pub(crate) terms: Terms,
+    pub(crate) report: LegReport,
+}
+
+/// What a request's kind means for its legs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Terms {
+    /// What arrives is remembered as a loan.
+    pub(crate) loan: bool,
+    /// It is owed: a guest's refusal does not keep it.
+    pub(crate) owed: bool,
+}
+
+/// What a leg's step came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// It waits for an answer or a deadline.
+    Waits,
+    /// It went on: look again.
+    Went,
+}
+
+/// A VM's knobs that a transfer must have to itself.
+pub(crate) type Knobs = BTreeSet<(VmName, Knob)>;
+
+impl Transfer {
+    pub(crate) fn waiting(id: TransferId, request: Request, now: Duration) -> Self {
+        let report =
+            Report { id, request, plan: None, legs: Vec::new(), asked: now, ended: None, verdict: Verdict::Waiting };
+        Self { report, legs: Vec::new(), due: Duration::MAX }
+    }
+
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.report.verdict == Verdict::Waiting
+    }
+
+    /// The knobs that its legs turn.
+    pub(crate) fn knobs(&self) -> Knobs {
+        self.legs.iter().filter(|leg| leg.stage != Stage::Done).flat_map(Leg::knobs).collect()
+    }
+
+    pub(crate) fn terms(&self) -> Terms {
+        Terms {
+            loan: matches!(self.report.request, Request::Lend { .. }),
+            owed: matches!(self.report.request, Request::Recall { .. }),
+        }
+    }
+
+    /// Its report as of now.
+    pub(crate) fn snapshot(&self) -> Report {
+        let legs = self.legs.iter().map(|leg| leg.report.clone()).collect();
+        Report { legs, ..self.report.clone() }
+    }
+
+    pub(crate) fn verdict(&self) -> Verdict {
+        let short = self.legs.iter().any(|leg| !leg.report.shortfalls.is_empty());
+        let arrived = self.legs.iter().any(|leg| !leg.report.arrived.is_empty());
+        match (short, arrived) {
+            (false, _) => Verdict::Complete,
+            (true, true) => Verdict::Partial,
+            (true, false) => Verdict::Nothing,
+        }
+    }
+}
+
+impl Leg {
+    pub(crate) fn new(planned: &Move, terms: Terms) -> Self {
+        let report = LegReport {
+            planned: planned.clone(),
+            arrived: Resources::default(),
+            shortfalls: Vec::new(),
+            remarks: Vec::new(),
+            stages: Vec::new(),
+        };
+        Self {
+            from: planned.from.clone(),
+            to: planned.to.clone(),
+            heir: planned.to.clone(),
+            load: planned.what.clone(),
+            taken: false,
+            stage: Stage::Done,
+            until: Duration::MAX,
+            asked: None,
+            answer: None,
+            terms,
+            report,
+        }
+    }
+
+    fn knobs(&self) -> Knobs {
+        let planned = &self.report.planned;
+        let vms = [&planned.from, &planned.to].into_iter().filter_map(vm_of);
+        vms.flat_map(|vm| knobs_for(&planned.what).into_iter().map(|knob| (vm.clone(), knob)).collect::<Vec<_>>())
+            .collect()
+    }
+
+    /// Whether `vm` still has what this leg should take.
+    pub(crate) fn takes_from(&self, vm: &VmName) -> bool {
+        !self.taken && self.stage != Stage::Done && vm_of(&self.from) == Some(vm)
+    }
+
+    /// Enters a stage that lasts until `until` at the latest.
+    pub(crate) fn enter(&mut self, stage: Stage, until: Duration, now: Duration) -> Step {
+        self.close_stage(now);
+        if stage != Stage::Done {
+            self.report.stages.push(StageTime { stage, began: now, took: None });
+        }
+        self.stage = stage;
+        self.until = until;
+        self.asked = None;
+        self.answer = None;
+        Step::Went
+    }
+
+    fn close_stage(&mut self, now: Duration) {
+        if let Some(last) = self.report.stages.last_mut().filter(|last| last.took.is_none()) {
+            last.took = Some(now.saturating_sub(last.began));
+        }
+    }
+
+    /// Ends, nothing more to come.
+    pub(crate) fn end(&mut self, now: Duration) -> Step {
+        self.enter(Stage::Done, Duration::MAX, now)
+    }
+
+    pub(crate) fn remark(&mut self, remark: Remark) {
+        if !self.report.remarks.contains(&remark) {
+            self.report.remarks.push(remark);
+        }
+    }
+
+    /// `what` of the load does not arrive.
+    pub(crate) fn falls_short(&mut self, what: Resources, why: Reason, now_with: &Holder) {
+        if !what.is_empty() {
+            self.load = self.load.saturating_sub(&what);
+            self.report.shortfalls.push(Shortfall { what, why, now_with: now_with.clone() });
+        }
+    }
+
+    /// `what` is now with the recipient, by the ledger.
+    pub(crate) fn arrived(&mut self, what: &Resources, engine: &mut Engine) {
+        self.report.arrived.add(what);
+        let left = engine.state.ledger.held(&self.from).clone();
+        let remember = if self.terms.loan { Remember::Yes } else { Remember::No };
+        engine.state.loans.moved(what, &self.from, &self.to, &left, remember);
+    }
+
+    /// `what` went back from the recipient, by the ledger.
+    pub(crate) fn unarrived(&mut self, what: &Resources, engine: &mut Engine) {
+        self.report.arrived = self.report.arrived.saturating_sub(what);
+        let left = engine.state.ledger.held(&self.to).clone();
+        engine.state.loans.moved(what, &self.to, &self.from, &left, Remember::No);
+    }
+
+    /// Something this leg asked for was answered.
+    pub(crate) fn answered(&mut self, id: ActionId, outcome: Outcome) {
+        if self.asked == Some(id) {
+            self.answer = Some(outcome);
+        }
+    }
+
+    pub(crate) fn step(&mut self, id: TransferId, place: usize, engine: &mut Engine, now: Duration) -> Step {
+        let before = self.stage;
+        let step = if self.report.planned.what.cpus.is_empty() {
+            leg::memory::step(self, id, place, engine, now)
+        } else {
+            leg::cores::step(self, id, place, engine, now)
+        };
+        if self.stage != before {
+            engine.notices.push(Notice::Stage { transfer: id, leg: place, stage: self.stage });
+        }
+        step
+    }
+}
+
+/// The VM that a holder is.
+pub(crate) fn vm_of(holder: &Holder) -> Option<&VmName> {
+    match holder {
+        Holder::Vm(vm) => Some(vm),
+        _ => None,
+    }
+}
+
+fn knobs_for(what: &Resources) -> Vec<Knob> {
+    let cores = (!what.cpus.is_empty()).then_some(Knob::Gates);
+    cores.into_iter().chain(what.memory.keys().map(|node| Knob::Memory(*node))).collect()
+}
+
+/// The knobs that a request might turn, before there is a plan. Wider rather than narrower: what it names
+/// waits for its turn.
+pub(crate) fn knobs_of_request(request: &Request, engine: &Engine) -> Knobs {
+    let every_node: Vec<Knob> = engine.state.host.memory.keys().map(|node| Knob::Memory(*node)).collect();
+    let of_demand = |what: &crate::holding::Demand| {
+        let mut knobs: Vec<Knob> = what.cores.iter().map(|_| Knob::Gates).collect();
+        match &what.memory {
+            Some(MemoryDemand::Total(_)) => knobs.extend(&every_node),
+            Some(MemoryDemand::PerNode(nodes)) => knobs.extend(nodes.keys().map(|node| Knob::Memory(*node))),
+            None => {}
+        }
+        knobs
+    };
+    let pairs = |vm: &VmName, knobs: Vec<Knob>| knobs.into_iter().map(|knob| (vm.clone(), knob)).collect::<Knobs>();
+    match request {
+        Request::Lend { from, to, what, .. } => &pairs(from, of_demand(what)) | &pairs(to, of_demand(what)),
+        Request::Set { vm, what, .. } => pairs(vm, of_demand(what)),
+        Request::Recall { to } => {
+            let all = every_node.iter().copied().chain([Knob::Gates]).collect();
+            let loans = engine.state.loans.all().iter().filter(|loan| loan.lender == *to);
+            let borrowers = loans.filter_map(|loan| Some(pairs(vm_of(&loan.borrower)?, knobs_for(&loan.what))));
+            borrowers.fold(pairs(to, all), |sum, knobs| &sum | &knobs)
+        }
+    }
+}
