@@ -11,6 +11,7 @@ mod name;
 mod query;
 mod set;
 pub mod text;
+mod validate;
 
 pub use bytes::{Bytes, ParseBytesError};
 pub use ids::{CoreId, CpuId, DieId, GuestCpuId, GuestNodeId, Id, LlcId, NodeId, PackageId, VcpuId};
@@ -20,3 +21,4 @@ pub use machine::{
 pub use name::{ParseVmNameError, VmName};
 pub use set::{CpuSet, GuestCpuSet, IdSet, NodeSet, ParseSetError, VcpuSet};
 pub use text::ParseMachineError;
+pub use validate::Problem;

@@ -99,6 +99,29 @@ impl Machine {
         self.distances.get(from, to)
     }
 
+    /// The online CPUs nearest to the memory of a node: its own; for a node without CPUs those of its
+    /// HMAT initiators, else of the nodes at the smallest distance (all of them, if several are).
+    pub fn nearest_cpus(&self, node: NodeId) -> CpuSet {
+        let cpus_of = |nodes: &NodeSet| -> CpuSet {
+            nodes.iter().filter_map(|node| self.nodes.get(&node)).flat_map(|node| node.cpus.iter()).collect()
+        };
+        let own = cpus_of(&NodeSet::from([node]));
+        if !own.is_empty() {
+            return own;
+        }
+        // Class 1 speaks of CPUs only, class 0 of any initiator.
+        for class in [1, 0] {
+            let links = self.hmat.iter().filter(|link| link.target == node && link.access_class == class);
+            let cpus: CpuSet = links.flat_map(|link| cpus_of(&link.initiators).iter().collect::<Vec<_>>()).collect();
+            if !cpus.is_empty() {
+                return cpus;
+            }
+        }
+        let candidates = self.cpu_nodes();
+        let nearest = candidates.iter().filter_map(|from| self.distance(from, node)).min();
+        cpus_of(&candidates.iter().filter(|from| self.distance(*from, node) == nearest).collect())
+    }
+
     /// The capacity of a node; zero for one without memory.
     pub fn memory_of(&self, node: NodeId) -> Bytes {
         self.nodes.get(&node).and_then(|node| node.memory).map(|memory| memory.total).unwrap_or_default()

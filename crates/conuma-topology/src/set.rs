@@ -150,12 +150,12 @@ impl<T: Id> IdSet<T> {
 
     /// Whether every member of `self` is in `other`.
     pub fn is_subset(&self, other: &Self) -> bool {
-        self.difference(other).is_empty()
+        self.words.iter().enumerate().all(|(i, word)| word & !other.words.get(i).copied().unwrap_or(0) == 0)
     }
 
     /// Whether no member is in both.
     pub fn is_disjoint(&self, other: &Self) -> bool {
-        self.intersection(other).is_empty()
+        self.words.iter().zip(&other.words).all(|(a, b)| a & b == 0)
     }
 
     /// The kernel's mask form (`ff,00000001`), 32 bits a group, most significant first.
