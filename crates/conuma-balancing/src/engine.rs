@@ -462,7 +462,7 @@ impl Engine {
         }
     }
 
-    fn end(&mut self, mut transfer: Transfer, now: Duration) {
+    pub(crate) fn end(&mut self, mut transfer: Transfer, now: Duration) {
         if transfer.report.verdict == Verdict::Moving {
             transfer.report.verdict = transfer.verdict();
         }

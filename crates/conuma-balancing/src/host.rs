@@ -42,10 +42,10 @@ impl Host {
             covered.extend(core.cpus.iter());
             cores.insert(*id, HostCore { cpus: core.cpus.clone(), node });
         }
-        let mut next = cores.keys().next_back().map_or(0, |id| id.0 + 1);
-        for (cpu, facts) in machine.cpus.iter().filter(|(cpu, facts)| facts.online && !covered.contains(**cpu)) {
-            cores.insert(CoreId(next), HostCore { cpus: CpuSet::from([*cpu]), node: facts.node });
-            next += 1;
+        let first = cores.keys().next_back().map_or(0, |id| id.0 + 1);
+        let alone = machine.cpus.iter().filter(|(cpu, facts)| facts.online && !covered.contains(**cpu));
+        for (id, (cpu, facts)) in (first..).zip(alone) {
+            cores.insert(CoreId(id), HostCore { cpus: CpuSet::from([*cpu]), node: facts.node });
         }
         let capacity = |(id, node): (&NodeId, &conuma_topology::Node)| Some((*id, node.memory?.total));
         let memory: BTreeMap<NodeId, Bytes> =

@@ -1,0 +1,148 @@
+//! After a restart: from the journal and from what is found on the host to a ledger that is true again.
+//!
+//! VMs ran on meanwhile with what they last had. The rules:
+//! 1. **What is found on the host wins.** An open gate, plugged or requested memory is booked to its VM, whatever
+//!    the journal says. If that needs what the journal gave to another, the other must lose it: an open gate
+//!    goes to whom the journal names, and the other VM's gate is closed.
+//! 2. **What was taken is given; what was not taken stays.** Every transfer under way is cut: what is in
+//!    transit goes to its heir in the ledger, all else stays with its giver.
+//! 3. **The duties do the rest.** They bring gates, guests and QEMU in step with the ledger; an agent
+//!    tells its newest generation when it connects.
+//! 4. **No journal is no reason not to start**: then the ledger is what is found, and loans are forgotten.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use conuma_topology::{CpuSet, VmName};
+use serde::{Deserialize, Serialize};
+
+use crate::action::VmSeen;
+use crate::check::{check_against_reality, usable};
+use crate::control::Vm;
+use crate::engine::{Engine, State};
+use crate::holding::Resources;
+use crate::host::Host;
+use crate::ledger::{Holder, Ledger};
+use crate::report::{Notice, Reason, Stage};
+use crate::timing::Timing;
+use crate::vm::VmSpec;
+
+/// A VM that was found running.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmFound {
+    /// As its owner described it when it was started.
+    pub spec: VmSpec,
+    /// What is in force for it.
+    pub seen: VmSeen,
+}
+
+impl Engine {
+    /// The engine after a restart of the daemon. `journal` is what was last written, if it can be read;
+    /// `found` are the VMs whose QEMU runs. What does not add up is told as [`Notice::Violated`].
+    pub fn recover(
+        journal: Option<State>,
+        host: Host,
+        found: BTreeMap<VmName, VmFound>,
+        timing: Timing,
+        now: Duration,
+    ) -> Self {
+        let same_host = journal.filter(|state| state.host == host);
+        let mut engine = Self::with(same_host.unwrap_or_else(|| State::new(host)), timing, now);
+        let gone: Vec<VmName> = engine.state.vms.keys().filter(|name| !found.contains_key(*name)).cloned().collect();
+        for name in gone {
+            engine.update(crate::action::Event::VmGone { vm: name }, now);
+        }
+        engine.cut_transfers(now);
+        let seen = found.values().map(|vm| (&vm.spec, &vm.seen));
+        let state = &engine.state;
+        engine
+            .notices
+            .extend(check_against_reality(&state.host, &state.ledger, seen).into_iter().map(Notice::Violated));
+        engine.state.ledger = reconciled(&engine.state.ledger, &engine.state.host, &found);
+        engine.state.vms = found.into_iter().map(|(name, vm)| (name, resumed(vm, now))).collect();
+        engine
+    }
+
+    fn cut_transfers(&mut self, now: Duration) {
+        for (id, mut transfer) in std::mem::take(&mut self.state.transfers) {
+            for leg in transfer.legs.iter_mut().filter(|leg| leg.stage != Stage::Done) {
+                let giver = leg.from.clone();
+                if leg.taken {
+                    let rest = leg.load.saturating_sub(&leg.report.arrived);
+                    let (transit, heir) = (Holder::Transit(id), leg.heir.clone());
+                    self.shift(&rest, &transit, &heir);
+                    if heir == leg.to {
+                        leg.arrived(&rest, self);
+                    } else {
+                        leg.falls_short(rest, Reason::RecipientGone, &heir);
+                    }
+                } else {
+                    let load = leg.load.clone();
+                    leg.falls_short(load, Reason::Interrupted, &giver);
+                }
+                leg.end(now);
+            }
+            self.end(transfer, now);
+        }
+        self.state.pending.clear();
+    }
+}
+
+fn resumed(found: VmFound, now: Duration) -> Vm {
+    let mut vm = Vm::starting(found.spec);
+    vm.started(&found.seen, now);
+    vm
+}
+
+/// The ledger, raised to what is found wherever that is more. What is missing for that is drawn from
+/// where it is least surely used: the pool, what other accounts hold beyond what is found of them, and at
+/// last the reserve.
+fn reconciled(journal: &Ledger, host: &Host, found: &BTreeMap<VmName, VmFound>) -> Ledger {
+    let mut ledger = journal.clone();
+    let in_use: BTreeMap<Holder, Resources> =
+        found.iter().map(|(name, vm)| (Holder::Vm(name.clone()), usable(&vm.spec, &vm.seen))).collect();
+    let sole = sole_users(journal, &in_use);
+    for (holder, used) in &in_use {
+        let mut needed = used.saturating_sub(ledger.held(holder));
+        needed.cpus = widened(host, &needed.cpus.intersection(&sole[holder]));
+        let mut sources: Vec<Holder> = ledger.accounts().map(|(source, _)| source).collect();
+        sources.sort_by_key(|source| (*source == Holder::Reserve, *source != Holder::Pool));
+        for source in sources.into_iter().filter(|source| source != holder) {
+            let kept = in_use
+                .get(&source)
+                .map(|used| Resources { cpus: used.cpus.intersection(&sole[&source]), memory: used.memory.clone() });
+            let spare = ledger.held(&source).saturating_sub(&kept.unwrap_or_default());
+            let mut part = spare.common(&needed);
+            part.cpus = host.whole_part(&part.cpus);
+            if ledger.shift(&part, &source, holder).is_ok() {
+                needed = needed.saturating_sub(&part);
+            }
+        }
+    }
+    ledger
+}
+
+/// Of the CPUs whose gate is open for each VM, those that are to be its own: where several VMs are open, the
+/// one that the journal names, or else the first.
+fn sole_users(journal: &Ledger, in_use: &BTreeMap<Holder, Resources>) -> BTreeMap<Holder, CpuSet> {
+    let mut sole = BTreeMap::new();
+    let mut given = CpuSet::new();
+    for (holder, used) in in_use {
+        let own = used.cpus.intersection(&journal.held(holder).cpus);
+        given = given.union(&own);
+        sole.insert(holder.clone(), own);
+    }
+    for (holder, used) in in_use {
+        let more = used.cpus.difference(&given);
+        given = given.union(&more);
+        let own: &mut CpuSet = sole.entry(holder.clone()).or_default();
+        *own = own.union(&more);
+    }
+    sole
+}
+
+/// All CPUs of the cores of `cpus`.
+fn widened(host: &Host, cpus: &CpuSet) -> CpuSet {
+    let touched = host.cores.values().filter(|core| !core.cpus.is_disjoint(cpus));
+    touched.fold(CpuSet::new(), |sum, core| sum.union(&core.cpus))
+}
