@@ -1,4 +1,5 @@
 //! The codec against arbitrary values and arbitrary bytes.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 use std::time::Duration;
 

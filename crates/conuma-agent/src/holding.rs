@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use conuma_agent_proto::{
     AgentError, CgroupMode, Generation, HoldingOutcome, Leftovers, MAX_LEFTOVERS, Refusal, RefusalReason, Stage,
@@ -21,12 +21,15 @@ use crate::tasks::{self, KernelThreads, Stray};
 use crate::warn;
 use crate::wish::{Target, Touched};
 
+/// How long the masks of interrupts are believed between two holdings.
+const INTERRUPTS_KEEP: Duration = Duration::from_secs(10);
+
 /// How much to look at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Depth {
     /// Only what could have changed the effect of the holding: cgroups and new tasks.
     Light,
-    /// Also every task's mask at the end.
+    /// Also every task's mask at the end, and interrupts that were not looked at lately.
     Verify,
     /// Also every interrupt and kernel thread anew.
     Everything,
@@ -98,6 +101,7 @@ impl Holder {
             None => {
                 let cgroups = Cgroups::new(&*self.kernel);
                 cgroups.enable().map_err(|error| failed("enabling cpusets", &error))?;
+                self.interrupts.learn(&*self.kernel, &mut self.state, INTERRUPTS_KEEP);
                 let stuck = self.threads.sweep(&*self.kernel, &self.proc);
                 stuck.map(drop).map_err(|error| failed("reading the root cgroup", &error))
             }
@@ -151,7 +155,6 @@ impl Holder {
 
         if depth == Depth::Everything {
             self.threads.forget();
-            self.interrupts.forget();
         }
         let before = self.before.replace(target.clone()).or_else(|| {
             // After a restart of the agent: what its last run enforced.
@@ -178,6 +181,11 @@ impl Holder {
         let mut left = self.threads.confine(&*kernel, &target, &mut self.state.kernel_threads);
         clock.lap(Stage::Tasks);
 
+        match depth {
+            Depth::Light => {}
+            Depth::Verify => self.interrupts.learn(&*kernel, &mut self.state, INTERRUPTS_KEEP),
+            Depth::Everything => self.interrupts.learn(&*kernel, &mut self.state, Duration::ZERO),
+        }
         self.interrupts.confine(&*kernel, &target, &mut self.state);
         clock.lap(Stage::Interrupts);
 
@@ -303,7 +311,7 @@ fn still_in_use(strays: &[Stray]) -> Option<Refusal> {
         count if count > NAMED => format!("{} and {} more", names.join(", "), count - NAMED),
         _ => names.join(", "),
     };
-    (!cpus.is_empty()).then(|| Refusal { cpus, reason: RefusalReason::InUse { tasks } })
+    (!cpus.is_empty()).then_some(Refusal { cpus, reason: RefusalReason::InUse { tasks } })
 }
 
 fn unsupported() -> AgentError {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::time::{Duration, Instant};
 
 use conuma_topology::GuestCpuSet;
 
@@ -15,25 +16,25 @@ const WORKQUEUES: &str = "sys/devices/virtual/workqueue/cpumask";
 /// What is known of the guest's interrupts. Their masks are in [`State`].
 #[derive(Debug, Default)]
 pub struct Interrupts {
-    listed: bool,
+    /// When their list and masks were read.
+    listed: Option<Instant>,
     /// Interrupts whose affinity the kernel does not let anybody set: it manages them itself.
     managed: BTreeSet<u32>,
 }
 
 impl Interrupts {
-    /// Reads the list of interrupts and their masks again before the next move.
-    pub fn forget(&mut self) {
-        self.listed = false;
-        self.managed.clear();
+    /// Reads the list of interrupts and their masks, unless that was done less than `within` ago:
+    /// hundreds of interrupts are common, and others seldom move them.
+    pub fn learn(&mut self, kernel: &dyn Kernel, state: &mut State, within: Duration) {
+        if self.listed.is_none_or(|listed| listed.elapsed() >= within) {
+            self.listed = Some(Instant::now());
+            self.managed.clear();
+            Self::list(kernel, state);
+        }
     }
 
-    /// Moves all interrupts, and those to come, to the target, or back. Reads masks only when
-    /// told to look again, as hundreds of interrupts are common.
+    /// Moves all known interrupts, and those to come, to the target, or back.
     pub fn confine(&mut self, kernel: &dyn Kernel, target: &Target, state: &mut State) {
-        if !self.listed {
-            self.listed = true;
-            self.list(kernel, state);
-        }
         if let Some(mask) = &mut state.default_interrupt {
             let wanted = target.cut(&mask.wish);
             if wanted != mask.wrote && kernel.write(DEFAULT, &wanted.to_mask()).is_ok() {
@@ -56,7 +57,7 @@ impl Interrupts {
         });
     }
 
-    fn list(&mut self, kernel: &dyn Kernel, state: &mut State) {
+    fn list(kernel: &dyn Kernel, state: &mut State) {
         let irqs = kernel.dirs("proc/irq").unwrap_or_default();
         let before = std::mem::take(&mut state.interrupts);
         for irq in irqs.iter().filter_map(|name| name.parse().ok()) {

@@ -1,0 +1,244 @@
+//! The whole agent over a Unix socket: the library against a fake kernel, and the program.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
+
+mod fake;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes as Buffer;
+use conuma_agent::serve::{Agent, converse};
+use conuma_agent_proto::*;
+use conuma_topology::{Bytes, GuestNodeId};
+use fake::{guest, set};
+use futures_util::{SinkExt as _, StreamExt as _};
+use tokio::net::UnixStream;
+use tokio::task::{LocalSet, spawn_local};
+use tokio::time::timeout;
+use tokio_util::codec::{Framed, LengthDelimitedCodec};
+
+const BUDGET: Duration = Duration::from_secs(20);
+
+/// A host that asks one thing after the other.
+struct Host {
+    frames: Framed<UnixStream, LengthDelimitedCodec>,
+    next: u64,
+}
+
+impl Host {
+    fn new(stream: UnixStream) -> Self {
+        let codec = LengthDelimitedCodec::builder().max_frame_length(MAX_FRAME).new_codec();
+        Self { frames: Framed::new(stream, codec), next: 1 }
+    }
+
+    async fn send(&mut self, generation: u64, deadline: Duration, body: RequestBody) -> RequestId {
+        let id = RequestId(self.next);
+        self.next += 1;
+        let request = Request { id, generation: Generation(generation), deadline, body };
+        self.frames.send(Buffer::from(encode_request(&request))).await.unwrap();
+        id
+    }
+
+    /// `None`: the agent has hung up.
+    async fn receive(&mut self) -> Option<Response> {
+        let frame = timeout(BUDGET, self.frames.next()).await.expect("an answer in time")?.ok()?;
+        Some(decode_response(&frame).unwrap())
+    }
+
+    async fn ask(&mut self, generation: u64, body: RequestBody) -> Result<Reply, AgentError> {
+        let id = self.send(generation, BUDGET, body).await;
+        let response = self.receive().await.expect("the agent is there");
+        assert_eq!(response.id, id);
+        response.body
+    }
+
+    async fn greet(&mut self) -> GuestFacts {
+        let hello = Hello { versions: VERSIONS, daemon_version: "test".into() };
+        match self.ask(0, RequestBody::Hello(hello)).await {
+            Ok(Reply::Hello(facts)) => facts,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Runs a test against an agent on a fake kernel.
+async fn with_agent<F: Future<Output = ()>>(test: impl FnOnce(Host, std::sync::Arc<fake::FakeGuest>) -> F) {
+    let guest = guest("6.12.95");
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::start(guest.clone(), dir.path(), false).unwrap());
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let talk = async {
+        let conversation = spawn_local(converse(agent, theirs));
+        test(Host::new(ours), guest).await;
+        conversation.abort();
+    };
+    LocalSet::new().run_until(talk).await;
+}
+
+#[tokio::test]
+async fn a_whole_lending_as_the_host_sees_it() {
+    with_agent(|mut host, guest| async move {
+        let facts = host.greet().await;
+        assert_eq!((facts.version, facts.kernel_release.as_str()), (1, "6.12.95"));
+        assert_eq!(facts.cpus_online, set("0-7"));
+        assert_eq!(facts.nodes[1].cpus, set("4-7"));
+        assert_eq!((facts.cgroup_mode, facts.auto_online), (CgroupMode::Unified, AutoOnline::OnlineMovable));
+        assert_eq!((facts.init_on_alloc, facts.psi), (Some(false), true));
+        assert_eq!((facts.newest, facts.holding), (Generation(0), None));
+
+        let Ok(Reply::Holding(outcome)) = host.ask(1, RequestBody::ApplyHolding { cpus: set("0-3") }).await else {
+            panic!("the holding is applied")
+        };
+        assert_eq!((outcome.held, outcome.quiesced), (set("0-3"), set("4-7")));
+        assert_eq!(outcome.timings.len(), 5);
+        assert_eq!(guest.mask(100), "0-3");
+
+        let prepare = RequestBody::PrepareMemory { node: GuestNodeId(1), bytes: Bytes::mib(256) };
+        let Ok(Reply::Prepared(prepared)) = host.ask(2, prepare).await else { panic!("there is room") };
+        assert!(prepared.enough);
+
+        let confirm = RequestBody::ConfirmMemory { node: GuestNodeId(0), at_least: Bytes::mib(512) };
+        let Ok(Reply::Memory(memory)) = host.ask(2, confirm).await else { panic!("it is there") };
+        assert!(memory.satisfied);
+
+        let Ok(Reply::Report(report)) = host.ask(0, RequestBody::Report).await else { panic!("it reports") };
+        assert_eq!(report.nodes.len(), 2);
+
+        let stale = host.ask(1, RequestBody::ApplyHolding { cpus: set("0-7") }).await;
+        assert_eq!(stale, Err(AgentError::Stale { newest: Generation(2) }));
+        let facts = host.greet().await;
+        assert_eq!((facts.newest, facts.holding), (Generation(2), Some(set("0-3"))));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_first_word_is_a_greeting_in_a_common_version() {
+    with_agent(|mut host, _| async move {
+        assert!(matches!(host.ask(0, RequestBody::Report).await, Err(AgentError::BadRequest(_))));
+        let hello = Hello { versions: Versions { min: 90, max: 91 }, daemon_version: "of the future".into() };
+        assert_eq!(host.ask(0, RequestBody::Hello(hello)).await, Err(AgentError::Version(VERSIONS)));
+        assert!(matches!(host.ask(0, RequestBody::Report).await, Err(AgentError::BadRequest(_))));
+        host.greet().await;
+        assert!(host.ask(0, RequestBody::Report).await.is_ok());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_question_is_answered_while_memory_is_waited_for() {
+    with_agent(|mut host, _| async move {
+        host.greet().await;
+        let confirm = RequestBody::ConfirmMemory { node: GuestNodeId(0), at_least: Bytes::gib(9) };
+        let slow = host.send(0, Duration::from_millis(300), confirm).await;
+        let quick = host.send(0, BUDGET, RequestBody::Report).await;
+        assert_eq!(host.receive().await.unwrap().id, quick);
+        let answer = host.receive().await.unwrap();
+        assert_eq!(answer.id, slow);
+        assert!(matches!(answer.body, Ok(Reply::Memory(MemoryState { satisfied: false, .. }))));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn unknown_requests_are_refused_and_rubbish_ends_the_conversation() {
+    with_agent(|mut host, _| async move {
+        host.greet().await;
+        // Id 7 and a body with the number 99.
+        host.frames.send(Buffer::from_static(&[8, 7, 0x9a, 0x06, 0])).await.unwrap();
+        let answer = host.receive().await.unwrap();
+        assert_eq!(answer.id, RequestId(7));
+        assert!(matches!(answer.body, Err(AgentError::BadRequest(_))));
+        host.frames.send(Buffer::from_static(&[0xff; 40])).await.unwrap();
+        assert_eq!(host.receive().await, None);
+    })
+    .await;
+}
+
+/// The program on a fake root. No holding is applied here: system calls are real ones.
+struct Program {
+    child: Child,
+    dir: tempfile::TempDir,
+    _guest: std::sync::Arc<fake::FakeGuest>,
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Program {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let guest = guest("6.12.95");
+        let child = Command::new(env!("CARGO_BIN_EXE_conuma-agent"))
+            .arg(format!("--listen=unix:{}", dir.path().join("socket").display()))
+            .arg("--root")
+            .arg(guest.path())
+            .arg("--run")
+            .arg(dir.path())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { child, dir, _guest: guest }
+    }
+
+    async fn connect(&self) -> Host {
+        let socket = self.dir.path().join("socket");
+        let last = Instant::now() + BUDGET;
+        loop {
+            match UnixStream::connect(&socket).await {
+                Ok(stream) => return Host::new(stream),
+                Err(error) if Instant::now() > last => panic!("{}: {error}", socket.display()),
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+    }
+
+    fn proc(&self, file: &str) -> String {
+        fs::read_to_string(Path::new("/proc").join(self.child.id().to_string()).join(file)).unwrap()
+    }
+
+    fn resident_kib(&self) -> u64 {
+        let status = self.proc("status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().split(' ').next().unwrap().parse().unwrap()
+    }
+
+    /// Times the program was put on a CPU.
+    fn wakeups(&self) -> u64 {
+        self.proc("schedstat").split_whitespace().nth(2).unwrap().parse().unwrap()
+    }
+}
+
+#[tokio::test]
+async fn the_newest_connection_wins() {
+    let program = Program::start();
+    let mut first = program.connect().await;
+    first.greet().await;
+    let mut second = program.connect().await;
+    second.greet().await;
+    assert_eq!(first.receive().await, None);
+    assert!(second.ask(0, RequestBody::Report).await.is_ok());
+}
+
+#[tokio::test]
+async fn the_program_is_small_and_sleeps_when_nothing_happens() {
+    let program = Program::start();
+    let mut host = program.connect().await;
+    host.greet().await;
+    for _ in 0..20 {
+        assert!(host.ask(0, RequestBody::Report).await.is_ok());
+    }
+    let resident = program.resident_kib();
+    assert!(resident <= 6 << 10, "{resident} KiB are resident");
+    let before = program.wakeups();
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    let after = program.wakeups();
+    assert!(after - before <= 1, "woke up {} times in 0.7 s", after - before);
+}
