@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod bytes;
+mod draw;
 mod ids;
 mod machine;
 mod name;
@@ -14,6 +15,7 @@ pub mod text;
 mod validate;
 
 pub use bytes::{Bytes, ParseBytesError};
+pub use draw::{DrawOptions, draw};
 pub use ids::{CoreId, CpuId, DieId, GuestCpuId, GuestNodeId, Id, LlcId, NodeId, PackageId, VcpuId};
 pub use machine::{
     Cache, CacheKind, Core, Cpu, Distances, HmatLink, HugePages, Machine, Node, NodeMemory, Note, PciAddress, PciDevice,
