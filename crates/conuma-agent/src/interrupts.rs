@@ -12,6 +12,8 @@ use crate::wish::{Target, Touched};
 
 const DEFAULT: &str = "proc/irq/default_smp_affinity";
 const WORKQUEUES: &str = "sys/devices/virtual/workqueue/cpumask";
+/// What was written there; since 6.9 isolated CPUs are missing in the file itself.
+const WORKQUEUES_REQUESTED: &str = "sys/devices/virtual/workqueue/cpumask_requested";
 
 /// What is known of the guest's interrupts. Their masks are in [`State`].
 #[derive(Debug, Default)]
@@ -82,7 +84,7 @@ fn affinity_file(irq: u32) -> String {
 
 /// Moves unbound kernel work to the target, or back.
 pub fn confine_workqueues(kernel: &dyn Kernel, target: &Target, state: &mut State) -> io::Result<()> {
-    let now = match read_mask(kernel, WORKQUEUES) {
+    let now = match read_mask(kernel, WORKQUEUES_REQUESTED).or_else(|_| read_mask(kernel, WORKQUEUES)) {
         // Not every kernel shows it (no sysfs for workqueues): nothing to move then.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         now => now?,

@@ -40,21 +40,30 @@ pub trait Kernel: Send + Sync {
         self.root().join(path).exists()
     }
 
-    /// Names of the directories in a directory, links to directories included, sorted.
-    fn dirs(&self, path: &str) -> io::Result<Vec<String>> {
-        let dir = self.root().join(path);
-        let mut names = Vec::new();
-        for entry in fs::read_dir(&dir)? {
-            let entry = entry?;
-            let kind = entry.file_type()?;
-            let Ok(name) = entry.file_name().into_string() else { continue };
-            if kind.is_dir() || (kind.is_symlink() && dir.join(&name).is_dir()) {
-                names.push(name);
-            }
-        }
-        names.sort_unstable();
-        Ok(names)
+    /// Names of what is in a directory, sorted.
+    fn names(&self, path: &str) -> io::Result<Vec<String>> {
+        names(&self.root().join(path), |_| true)
     }
+
+    /// Names of the directories in a directory, links left out, sorted.
+    fn dirs(&self, path: &str) -> io::Result<Vec<String>> {
+        names(&self.root().join(path), |kind| kind.is_dir())
+    }
+}
+
+fn names(dir: &Path, wanted: impl Fn(fs::FileType) -> bool) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        // The kernel tells the type with the name: one call for many entries.
+        if wanted(entry.file_type()?)
+            && let Ok(name) = entry.file_name().into_string()
+        {
+            names.push(name);
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
 }
 
 /// Reads a set in the kernel's list form (`0-3,8`).

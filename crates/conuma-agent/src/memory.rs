@@ -63,7 +63,7 @@ pub fn block_size(kernel: &dyn Kernel) -> Option<Bytes> {
 
 /// Names of a node's memory blocks (`memory42`).
 pub fn block_names(kernel: &dyn Kernel, node: GuestNodeId) -> Vec<String> {
-    let mut names = kernel.dirs(&format!("sys/devices/system/node/node{node}")).unwrap_or_default();
+    let mut names = kernel.names(&format!("sys/devices/system/node/node{node}")).unwrap_or_default();
     names.retain(|name| name.strip_prefix("memory").is_some_and(|number| number.parse::<u64>().is_ok()));
     names
 }

@@ -95,21 +95,22 @@ impl Agent {
     }
 
     async fn answer_slowly(self: Rc<Self>, request: Request, received: Instant) -> Response {
-        let deadline = received + request.deadline;
+        // Stops working earlier, so that the answer is there in time.
+        let stop = received + request.deadline * 9 / 10;
         let body = match request.body {
             RequestBody::PrepareMemory { node, bytes } => {
                 // May wait long in the kernel, so not on the thread that serves.
                 let kernel = Arc::clone(&self.kernel);
-                let work = tokio::task::spawn_blocking(move || memory::prepare(&*kernel, node, bytes, deadline));
+                let work = tokio::task::spawn_blocking(move || memory::prepare(&*kernel, node, bytes, stop));
                 // Pages of one process move in one go: the host gets its answer in time all the same.
-                match tokio::time::timeout_at(deadline.into(), work).await {
+                match tokio::time::timeout_at((received + request.deadline).into(), work).await {
                     Ok(Ok(result)) => result.map(Reply::Prepared),
                     Ok(Err(error)) => Err(AgentError::Failed(error.to_string())),
                     Err(_) => Err(AgentError::Deadline(format!("making room on node {node} goes on"))),
                 }
             }
             RequestBody::ConfirmMemory { node, at_least } => {
-                memory::confirm(&*self.kernel, node, at_least, deadline).await.map(Reply::Memory)
+                memory::confirm(&*self.kernel, node, at_least, stop).await.map(Reply::Memory)
             }
             RequestBody::Hello(_) | RequestBody::ApplyHolding { .. } | RequestBody::Report => {
                 Err(AgentError::Failed("this request is answered at once".into()))
