@@ -17,9 +17,11 @@ pub struct Console<'a> {
     pub err_style: Style,
     /// Columns of `err` if it is a terminal on which a line can be written over.
     pub live: Option<u16>,
+    /// Whether `out` is a terminal that can be wiped.
+    pub screen: bool,
     /// Whether results are JSON.
     pub json: bool,
-    line: String,
+    told: Vec<String>,
 }
 
 const CLEAR_LINE: &str = "\r\u{1b}[K";
@@ -28,7 +30,16 @@ const CLEAR_SCREEN: &str = "\u{1b}[H\u{1b}[2J";
 impl<'a> Console<'a> {
     /// Plain text without colours on streams that are not terminals.
     pub fn plain(out: &'a mut dyn Write, err: &'a mut dyn Write) -> Self {
-        Self { out, err, style: Style::PLAIN, err_style: Style::PLAIN, live: None, json: false, line: String::new() }
+        Self {
+            out,
+            err,
+            style: Style::PLAIN,
+            err_style: Style::PLAIN,
+            live: None,
+            screen: false,
+            json: false,
+            told: Vec::new(),
+        }
     }
 
     /// Prints a result: `value` as JSON, or what `text` makes of it.
@@ -43,6 +54,16 @@ impl<'a> Console<'a> {
         Ok(self.out.flush()?)
     }
 
+    /// Prints a result of many: `value` as JSON on one line, or `text` made of it.
+    pub fn result_line<T: serde::Serialize>(
+        &mut self,
+        value: &T,
+        text: impl FnOnce(&T, Style) -> String,
+    ) -> anyhow::Result<()> {
+        let text = if self.json { serde_json::to_string(value)? } else { text(value, self.style) };
+        Ok(self.print(&format!("{}\n", text.trim_end()))?)
+    }
+
     /// Prints text as it is.
     pub fn print(&mut self, text: &str) -> io::Result<()> {
         self.settle()?;
@@ -50,22 +71,35 @@ impl<'a> Console<'a> {
         self.out.flush()
     }
 
-    /// Wipes the screen, if results go to one.
-    pub fn wipe(&mut self) -> io::Result<()> {
-        if self.live.is_some() { self.print(CLEAR_SCREEN) } else { Ok(()) }
+    /// Begins a picture that takes the place of the one before: wipes the screen, if results go
+    /// to one, else sets an empty line between.
+    pub fn next_picture(&mut self, first: bool) -> io::Result<()> {
+        match (self.json, self.screen, first) {
+            (true, _, _) | (false, false, true) => Ok(()),
+            (false, true, _) => self.print(CLEAR_SCREEN),
+            (false, false, false) => self.print("\n"),
+        }
     }
 
-    /// Tells how things stand: on a terminal in the place of the line before, else on a line of
-    /// its own unless it says the same as the line before.
-    pub fn progress(&mut self, line: &str) -> io::Result<()> {
-        if line == self.line {
+    /// Tells how things stand, a line for each of several things: on a terminal all in the place
+    /// of what was told before, else each that changed on a line of its own.
+    pub fn progress(&mut self, lines: &[String]) -> io::Result<()> {
+        if lines == self.told {
             return Ok(());
         }
-        self.line = line.to_owned();
         match self.live {
-            Some(columns) => write!(self.err, "{CLEAR_LINE}{}", cut(line, columns.saturating_sub(1).into()))?,
-            None => writeln!(self.err, "{line}")?,
+            Some(columns) => {
+                let line = lines.join("   ");
+                write!(self.err, "{CLEAR_LINE}{}", cut(&line, columns.saturating_sub(1).into()))?;
+            }
+            None => {
+                let changed = lines.iter().enumerate().filter(|(i, line)| self.told.get(*i) != Some(*line));
+                for (_, line) in changed {
+                    writeln!(self.err, "{line}")?;
+                }
+            }
         }
+        self.told = lines.to_vec();
         self.err.flush()
     }
 
@@ -78,11 +112,11 @@ impl<'a> Console<'a> {
 
     /// Ends the progress line, if there is one.
     pub fn settle(&mut self) -> io::Result<()> {
-        if self.live.is_some() && !self.line.is_empty() {
+        if self.live.is_some() && !self.told.is_empty() {
             self.err.write_all(CLEAR_LINE.as_bytes())?;
             self.err.flush()?;
         }
-        self.line.clear();
+        self.told.clear();
         Ok(())
     }
 }
@@ -117,21 +151,21 @@ mod tests {
     }
 
     fn two_steps(console: &mut Console<'_>) -> io::Result<()> {
-        console.progress("taking 1 of 2")?;
-        console.progress("taking 1 of 2")?;
-        console.progress("taking 2 of 2")?;
+        for step in [["a: take", "b: wait"], ["a: take", "b: wait"], ["a: give", "b: wait"]] {
+            console.progress(&step.map(String::from))?;
+        }
         console.print("done\n")
     }
 
     #[test]
     fn progress_is_plain_lines_without_a_terminal() {
-        assert_eq!(written(None, two_steps), ("done\n".into(), "taking 1 of 2\ntaking 2 of 2\n".into()));
+        assert_eq!(written(None, two_steps), ("done\n".into(), "a: take\nb: wait\na: give\n".into()));
     }
 
     #[test]
     fn progress_is_one_line_written_over_on_a_terminal() {
-        let (out, err) = written(Some(11), two_steps);
+        let (out, err) = written(Some(10), two_steps);
         assert_eq!(out, "done\n");
-        assert_eq!(err, "\r\u{1b}[Ktaking 1 …\r\u{1b}[Ktaking 2 …\r\u{1b}[K");
+        assert_eq!(err, "\r\u{1b}[Ka: take …\r\u{1b}[Ka: give …\r\u{1b}[K");
     }
 }

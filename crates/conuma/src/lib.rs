@@ -6,7 +6,12 @@
 pub mod cli;
 pub mod console;
 pub mod failure;
+mod outcome;
 pub mod reference;
 pub mod render;
+pub mod run;
+mod source;
 pub mod style;
 pub mod table;
+
+pub use outcome::Outcome;

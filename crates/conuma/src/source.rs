@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use conuma_topology::Machine;
 
 /// Reads the machine that `topology` names, or the one below `root` if it names none.
-pub fn machine(topology: Option<&str>, root: &Path) -> anyhow::Result<Machine> {
+pub(crate) fn machine(topology: Option<&str>, root: &Path) -> anyhow::Result<Machine> {
     let Some(named) = topology else { return read_tree(root) };
     let path = Path::new(named);
     if path.is_dir() {
@@ -19,8 +19,7 @@ pub fn machine(topology: Option<&str>, root: &Path) -> anyhow::Result<Machine> {
 }
 
 fn read_tree(root: &Path) -> anyhow::Result<Machine> {
-    conuma_linux::sysfs::read_machine(root)
-        .with_context(|| format!("cannot read the machine below {}", root.display()))
+    conuma_linux::sysfs::read_machine(root).with_context(|| format!("cannot read the machine below {}", root.display()))
 }
 
 /// `dir` itself, or the one directory in it that has a `sys`, as archives of machines are packed.

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, ValueHint};
-use conuma_topology::CpuSet;
+use conuma_topology::{Bytes, CpuSet, VmName};
 
 pub use values::{NodeAmount, parse_duration, parse_node_amount};
 
@@ -171,7 +171,7 @@ pub struct PlanArgs {
 pub struct ReserveArgs {
     /// Memory that the host keeps on each node
     #[arg(long, value_name = "SIZE", default_value = "256M")]
-    pub reserve_memory: conuma_topology::Bytes,
+    pub reserve_memory: Bytes,
     /// CPUs that the host keeps for itself
     #[arg(long, value_name = "LIST", default_value = "", hide_default_value = true)]
     pub reserve_cpus: CpuSet,
@@ -215,10 +215,13 @@ pub enum WaitFor {
 pub struct StopArgs {
     /// The VM
     #[arg(value_name = "VM")]
-    pub vm: String,
+    pub vm: VmName,
     /// Do not ask the guest: end QEMU at once
     #[arg(long)]
     pub force: bool,
+    /// Give the guest this long to power off
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration, conflicts_with = "force")]
+    pub deadline: Duration,
 }
 
 /// `conuma show`.
@@ -231,7 +234,7 @@ Examples:
 pub struct ShowArgs {
     /// The VM; the whole host without it
     #[arg(value_name = "VM")]
-    pub vm: Option<String>,
+    pub vm: Option<VmName>,
     /// Show it again whenever something changes, until interrupted
     #[arg(long, short = 'w')]
     pub watch: bool,
@@ -260,7 +263,7 @@ pub struct How {
     /// Show what would move, before and after, and do nothing
     #[arg(long, short = 'n')]
     pub preview: bool,
-    /// Give the guests this long; what has not come by then stays where it was
+    /// Stop watching after this long; the transfer goes on by the daemon's own deadlines
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub deadline: Option<Duration>,
 }
@@ -274,16 +277,16 @@ Exit codes: 0 all of it moved, 3 part of it moved, 4 refused, 1 error.";
 Examples:
   conuma lend --from a --to b --cores 2 --memory node1=256M
   conuma lend --from a --to b --cpus 4-7 --preview
-  conuma lend --from a --to b --memory node0=1G,node1=1G --deadline 10s
+  conuma lend --from a --to b --memory node0=1G,node1=1G --below-guarantee
 
 {MOVE_EXIT_CODES}"))]
 pub struct LendArgs {
     /// The VM that gives
     #[arg(long, value_name = "VM")]
-    pub from: String,
+    pub from: VmName,
     /// The VM that gets
     #[arg(long, value_name = "VM")]
-    pub to: String,
+    pub to: VmName,
     /// What moves.
     #[command(flatten)]
     pub what: What,
@@ -308,10 +311,10 @@ Examples:
 pub struct RecallArgs {
     /// The VM that lent and gets back
     #[arg(long, value_name = "VM")]
-    pub to: String,
+    pub to: VmName,
     /// Only what this VM borrowed
     #[arg(long, value_name = "VM")]
-    pub from: Option<String>,
+    pub from: Option<VmName>,
     /// What comes back.
     #[command(flatten)]
     pub what: What,
@@ -333,13 +336,16 @@ Examples:
 pub struct SetArgs {
     /// The VM
     #[arg(value_name = "VM")]
-    pub vm: String,
+    pub vm: VmName,
     /// What it shall hold.
     #[command(flatten)]
     pub what: What,
     /// How it moves.
     #[command(flatten)]
     pub how: How,
+    /// Also less than the VM is guaranteed
+    #[arg(long, help_heading = "How it moves")]
+    pub below_guarantee: bool,
 }
 
 /// `conuma events`.
@@ -353,7 +359,7 @@ Examples:
 pub struct EventsArgs {
     /// Only what concerns this VM
     #[arg(long, value_name = "VM")]
-    pub vm: Option<String>,
+    pub vm: Option<VmName>,
 }
 
 /// `conuma completions`.
@@ -450,7 +456,9 @@ mod tests {
     #[test]
     fn cores_and_cpus_exclude_each_other() {
         assert!(refused("conuma lend --from a --to b --cores 2 --cpus 4-7").contains("cannot be used with"));
-        assert!(parse("conuma lend --from a --to b --cpus 4-7 --memory node0=1G,1=512M --memory 2=1G".split(' ')).is_ok());
+        assert!(
+            parse("conuma lend --from a --to b --cpus 4-7 --memory node0=1G,1=512M --memory 2=1G".split(' ')).is_ok()
+        );
     }
 
     #[test]

@@ -87,7 +87,8 @@ impl Signs {
     fn of(nodes: &[GridNode], style: Style) -> Self {
         let owners: BTreeSet<Owner> =
             nodes.iter().flat_map(|node| node.cores.iter().chain(node.parts.keys())).cloned().collect();
-        let names = owners.iter().filter_map(|owner| if let Owner::Vm(name) = owner { Some(name.as_str()) } else { None });
+        let names =
+            owners.iter().filter_map(|owner| if let Owner::Vm(name) = owner { Some(name.as_str()) } else { None });
         Self { letters: letters(names), owners, style }
     }
 
@@ -161,7 +162,10 @@ mod tests {
     #[test]
     fn letters_are_first_letters_where_they_can_be() {
         let letters = letters(["web", "db", "worker", "9p"]);
-        assert_eq!(letters, [("9p", 'a'), ("db", 'd'), ("web", 'w'), ("worker", 'b')].map(|(n, c)| (n.into(), c)).into());
+        assert_eq!(
+            letters,
+            [("9p", 'a'), ("db", 'd'), ("web", 'w'), ("worker", 'b')].map(|(n, c)| (n.into(), c)).into()
+        );
     }
 
     #[test]
@@ -180,7 +184,12 @@ mod tests {
                 ]
                 .into(),
             },
-            GridNode { node: 2, memory: Some(Bytes::gib(4)), parts: [(Owner::Free, Bytes::gib(4))].into(), ..Default::default() },
+            GridNode {
+                node: 2,
+                memory: Some(Bytes::gib(4)),
+                parts: [(Owner::Free, Bytes::gib(4))].into(),
+                ..Default::default()
+            },
             GridNode { node: 5, cores: vec![Owner::Free; 40], cpus: "8-47".into(), ..Default::default() },
         ];
         insta::assert_snapshot!("grid", grid(&nodes, Style::PLAIN));

@@ -1,0 +1,46 @@
+//! Events, a line each.
+
+use conuma_api::{Event, EventKind, GateState, Holder};
+
+use super::{amount, transfer};
+use crate::style::Style;
+
+/// When, what kind, and what happened.
+pub fn line(event: &Event, style: Style) -> String {
+    let time = style.dim(&amount::clock(event.unix_ms));
+    let kind = format!("{:<16}", event.what.name());
+    format!("{time}  {}  {}", style.bold(&kind), what(&event.what, style).trim_end())
+}
+
+fn what(kind: &EventKind, style: Style) -> String {
+    let holder = |holder: &Option<Holder>| holder.as_ref().map_or("?".into(), ToString::to_string);
+    match kind {
+        EventKind::VmStarting { vm } | EventKind::VmRunning { vm } | EventKind::VmReset { vm } => vm.to_string(),
+        EventKind::VmGone { vm, why } => format!("{vm}: {why}"),
+        EventKind::AgentConnected { vm } => format!("{vm}: the agent answers"),
+        EventKind::AgentLost { vm, why } => style.warn(&format!("{vm}: {why}")),
+        EventKind::VmSettled { vm } => format!("{vm}: guest, gates and QEMU follow the ledger"),
+        EventKind::VmSilent { vm } => style.warn(&format!("{vm}: did not answer, its memory cannot move")),
+        EventKind::GateChanged { vm, cpu, gate } => format!("{vm}: CPU {cpu} {}", gate_name(*gate)),
+        EventKind::TransferWaiting { transfer } => format!("transfer {transfer} waits for another"),
+        EventKind::TransferBegan { transfer, plan } => {
+            let moves = plan.moves.iter().map(|m| format!("{} {} → {}", amount::resources(&m.what), m.from, m.to));
+            format!("transfer {transfer}: {}", moves.collect::<Vec<_>>().join("; "))
+        }
+        EventKind::TransferStage { transfer, leg, from, to, stage } => {
+            format!("transfer {transfer}, move {}: {stage} ({} → {})", leg + 1, holder(from), holder(to))
+        }
+        EventKind::TransferEnded(ended) => transfer::result(ended, style).lines().next().unwrap_or_default().to_owned(),
+        EventKind::Violated(violation) => style.bad(&violation.message),
+        EventKind::Missed { events } => style.warn(&format!("{} missed here", amount::plural(*events, "event"))),
+    }
+}
+
+fn gate_name(gate: GateState) -> &'static str {
+    match gate {
+        GateState::Open => "may run",
+        GateState::Soft => "runs only when nothing else wants to",
+        GateState::Firm => "is held back firmly",
+        GateState::Unknown => "unknown gate",
+    }
+}

@@ -1,0 +1,77 @@
+//! `lend`, `recall`, `set`: order a transfer and follow it to its end.
+
+use std::collections::BTreeMap;
+
+use conuma_api::{Client, CoreDemand, Demand, MemoryDemand, TransferRequest};
+use conuma_topology::{Bytes, NodeId};
+
+use super::watch::Changes;
+use crate::Outcome;
+use crate::cli::{How, LendArgs, RecallArgs, SetArgs, What};
+use crate::console::Console;
+use crate::failure::WithHint;
+use crate::render::transfer;
+
+pub(super) async fn lend(client: &Client, args: LendArgs, console: &mut Console<'_>) -> anyhow::Result<Outcome> {
+    let LendArgs { from, to, what, how, below_guarantee } = args;
+    let request = TransferRequest::Lend { from, to, what: demand(what), below_guarantee };
+    order(client, request, &how, console).await
+}
+
+pub(super) async fn recall(client: &Client, args: RecallArgs, console: &mut Console<'_>) -> anyhow::Result<Outcome> {
+    let RecallArgs { to, from, what, how } = args;
+    let what = Some(demand(what)).filter(|what| *what != Demand::default());
+    order(client, TransferRequest::Recall { to, from, what }, &how, console).await
+}
+
+pub(super) async fn set(client: &Client, args: SetArgs, console: &mut Console<'_>) -> anyhow::Result<Outcome> {
+    let SetArgs { vm, what, how, below_guarantee } = args;
+    order(client, TransferRequest::Set { vm, what: demand(what), below_guarantee }, &how, console).await
+}
+
+/// What the flags ask for; amounts given for one node twice add up.
+fn demand(what: What) -> Demand {
+    let mut memory: BTreeMap<NodeId, Bytes> = BTreeMap::new();
+    for given in &what.memory {
+        *memory.entry(given.node).or_insert(Bytes::ZERO) += given.amount;
+    }
+    Demand {
+        cores: what.cpus.map(CoreDemand::Cpus).or(what.cores.map(CoreDemand::Count)),
+        memory: (!memory.is_empty()).then_some(MemoryDemand::PerNode(memory)),
+    }
+}
+
+async fn order(
+    client: &Client,
+    request: TransferRequest,
+    how: &How,
+    console: &mut Console<'_>,
+) -> anyhow::Result<Outcome> {
+    if how.preview {
+        let plan = client.preview_transfer(request).await?;
+        let ledger = client.ledger().await?;
+        console.result(&plan, |plan, style| transfer::preview(plan, &ledger, style))?;
+        return Ok(Outcome::Done);
+    }
+    // Listens before it asks, so that no stage passes unseen.
+    let mut changes = Changes::listen(client, None, how.deadline).await?;
+    let mut moving = client.transfer(request).await?;
+    loop {
+        console.progress(&transfer::progress(&moving, console.err_style))?;
+        if moving.state.is_final() {
+            break;
+        }
+        let id = moving.id;
+        if !changes.wait_for(|event| event.transfer() == Some(id)).await? {
+            let what = format!("transfer {id} is still under way after {:?}", how.deadline.unwrap_or_default());
+            let hint = "it goes on: `conuma events` and `conuma show` tell what becomes of it".into();
+            return Err(WithHint { what, hint }.into());
+        }
+        moving = client.transfer_by_id(id).await?;
+    }
+    console.result(&moving, transfer::result)?;
+    Outcome::of_transfer(moving.state).ok_or_else(|| {
+        let what = format!("the daemon does not say in words this program knows what became of transfer {}", moving.id);
+        WithHint { what, hint: "conuma and conumad should be of the same version".into() }.into()
+    })
+}

@@ -1,0 +1,70 @@
+//! `start`, `stop`, `list`.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use conuma_api::{AgentState, Client, StopQuery, VmDetail};
+use serde_json::json;
+
+use super::watch::Changes;
+use crate::Outcome;
+use crate::cli::{StartArgs, StopArgs, WaitFor};
+use crate::console::Console;
+use crate::failure::WithHint;
+use crate::render;
+
+pub(super) async fn start(client: &Client, args: &StartArgs, console: &mut Console<'_>) -> anyhow::Result<Outcome> {
+    let text = std::fs::read_to_string(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?;
+    if args.preview {
+        let plan = client.preview_start(&text).await?;
+        console.result(&plan, render::start::preview)?;
+        return Ok(Outcome::Done);
+    }
+    let mut changes = Changes::listen(client, None, Some(args.deadline)).await?;
+    console.progress(&[format!("starting {}", args.file.display())])?;
+    let mut vm = client.start(&text, args.wait != WaitFor::None).await?;
+    if args.wait == WaitFor::Agent {
+        vm = agent(client, vm, &mut changes, args.deadline, console).await?;
+    }
+    console.result(&vm, |vm, style| render::vm::list(std::slice::from_ref(&vm.summary), style))?;
+    Ok(Outcome::Done)
+}
+
+/// Waits until the agent answers.
+async fn agent(
+    client: &Client,
+    mut vm: VmDetail,
+    changes: &mut Changes,
+    budget: Duration,
+    console: &mut Console<'_>,
+) -> anyhow::Result<VmDetail> {
+    let name = vm.summary.name.clone();
+    while vm.agent.state != AgentState::Connected {
+        let pid = vm.process.as_ref().map(|process| format!(" (pid {})", process.pid)).unwrap_or_default();
+        console.progress(&[format!("{name} runs{pid}; waiting for the agent in the guest")])?;
+        if !changes.wait_for(|event| event.vm() == Some(&name)).await? {
+            let why = vm.agent.last_error.map(|error| format!(": {error}")).unwrap_or_default();
+            let what = format!("{name} runs, but its agent did not answer within {budget:?}{why}");
+            let hint = format!("`conuma show {name}` tells how it stands; --wait boot does not wait for the agent");
+            return Err(WithHint { what, hint }.into());
+        }
+        vm = client.vm(&name).await.with_context(|| format!("{name} ended while it started"))?;
+    }
+    Ok(vm)
+}
+
+pub(super) async fn stop(client: &Client, args: &StopArgs, console: &mut Console<'_>) -> anyhow::Result<Outcome> {
+    let how = if args.force { "ending" } else { "asking the guest to power off:" };
+    console.progress(&[format!("{how} {}", args.vm)])?;
+    let deadline_ms = (!args.force).then(|| u64::try_from(args.deadline.as_millis()).unwrap_or(u64::MAX));
+    client.stop(&args.vm, StopQuery { force: args.force, wait: true, deadline_ms }).await?;
+    console.result(&json!({ "stopped": args.vm }), |_, style| {
+        format!("{} is stopped, what it held is free\n", style.bold(args.vm.as_str()))
+    })?;
+    Ok(Outcome::Done)
+}
+
+pub(super) async fn list(client: &Client, console: &mut Console<'_>) -> anyhow::Result<Outcome> {
+    console.result(&client.vms().await?, |vms, style| render::vm::list(vms, style))?;
+    Ok(Outcome::Done)
+}
