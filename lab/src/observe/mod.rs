@@ -151,7 +151,8 @@ impl<'a> State<'a> {
 
     /// At most one VM has an open gate on any CPU of a core.
     fn check_cores(&mut self, first: &BTreeMap<(String, u32), Leaf>, second: &BTreeMap<(String, u32), Leaf>) {
-        let steady: Vec<_> = second.iter().filter(|(key, leaf)| leaf.open && first.get(*key).is_some_and(|l| l.open)).collect();
+        let steady: Vec<_> =
+            second.iter().filter(|(key, leaf)| leaf.open && first.get(*key).is_some_and(|l| l.open)).collect();
         for core in self.cores.clone() {
             let users: BTreeSet<&str> = steady
                 .iter()

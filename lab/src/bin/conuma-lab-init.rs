@@ -1,0 +1,113 @@
+//! The lab's hand inside its machines: runs commands for the other end of a virtio-serial port, passes commands on to
+//! guests, and watches as an independent witness.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use conuma_lab::observe::{Watch, watch};
+use conuma_lab::wire::Say;
+use conuma_lab::{Client, serve};
+
+#[derive(Parser)]
+#[command(about = "The lab's hand inside its machines")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run commands for whoever is at the other end of a virtio-serial port.
+    Serve {
+        /// Name of the port.
+        port: String,
+    },
+    /// Run a command in a guest.
+    Exec {
+        /// QEMU's end of the guest's port.
+        #[arg(long)]
+        socket: PathBuf,
+        /// Seconds until it is killed.
+        #[arg(long, default_value_t = 120)]
+        budget: u64,
+        /// Program and arguments.
+        #[arg(trailing_var_arg = true, required = true)]
+        argv: Vec<String>,
+    },
+    /// Watch VMs until a file appears; prints findings as JSON.
+    Observe {
+        /// Directory with one cgroup per VM.
+        #[arg(long)]
+        cgroups: PathBuf,
+        /// A VM's own QMP monitor, `vm=path`.
+        #[arg(long = "monitor", value_parser = pair::<PathBuf>)]
+        monitors: Vec<(String, PathBuf)>,
+        /// Bytes that VMs may use together on a node, `node=bytes`.
+        #[arg(long = "limit", value_parser = pair::<u64>)]
+        limits: Vec<(String, u64)>,
+        /// Milliseconds between samples.
+        #[arg(long, default_value_t = 100)]
+        period: u64,
+        /// The file that ends the watch.
+        #[arg(long)]
+        until: PathBuf,
+    },
+}
+
+fn pair<T: std::str::FromStr>(text: &str) -> Result<(String, T), String> {
+    let (name, value) = text.split_once('=').ok_or("expected name=value")?;
+    Ok((name.to_owned(), value.parse().map_err(|_| format!("`{value}` is not understood"))?))
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            // Nobody to tell if even this fails.
+            let _ = writeln!(std::io::stderr(), "conuma-lab-init: {error:#}");
+            ExitCode::from(127)
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Serve { port } => serve(&port).map(|()| ExitCode::SUCCESS),
+        Command::Exec { socket, budget, argv } => {
+            let client = Client::connect(&socket)?;
+            let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+            let output = client.start(&argv, "")?.wait(Duration::from_secs(budget), &mut print)?;
+            Ok(ExitCode::from(u8::try_from(output.code).unwrap_or(u8::MAX)))
+        }
+        Command::Observe { cgroups, monitors, limits, period, until } => {
+            let node_limits = limits
+                .into_iter()
+                .map(|(node, bytes)| Ok((node.parse().context("a node is a number")?, bytes)))
+                .collect::<Result<BTreeMap<u32, u64>>>()?;
+            let findings = watch(&Watch {
+                root: "/".into(),
+                cgroups,
+                monitors: monitors.into_iter().collect(),
+                period: Duration::from_millis(period),
+                node_limits,
+                until,
+            })?;
+            writeln!(std::io::stdout(), "{}", serde_json::to_string(&findings)?)?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn print(say: &Say) {
+    // A closed pipe ends us soon enough.
+    let _ = match say {
+        Say::Out { text, .. } => std::io::stdout().write_all(text.as_bytes()),
+        Say::Err { text, .. } => std::io::stderr().write_all(text.as_bytes()),
+        Say::Exit { .. } => Ok(()),
+    };
+}
