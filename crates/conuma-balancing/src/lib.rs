@@ -34,3 +34,6 @@ pub use recover::VmFound;
 pub use report::{LegReport, Notice, Reason, Remark, Report, Shortfall, Stage, StageTime, Verdict};
 pub use timing::Timing;
 pub use vm::{Life, MemoryDevice, VmSpec, VmView};
+
+#[cfg(test)]
+mod tests;

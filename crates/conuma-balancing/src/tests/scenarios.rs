@@ -1,0 +1,311 @@
+//! Stories: what happens when everything goes well, and in each way it can go wrong.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use conuma_topology::{Bytes, NodeId};
+
+use super::world::*;
+use crate::*;
+
+/// Two VMs on two nodes: four cores and eight units of memory each.
+fn pair() -> World {
+    let host = host(2, 4, 1, 8);
+    let specs = vec![spec(&host, "a", "0-3", 3), spec(&host, "b", "4-7", 3)];
+    World::with(host, specs)
+}
+
+/// Runs `request` to its end; each action meets the fate that `fate` names, `None` leaves it in flight.
+fn run(world: &mut World, request: Request, fate: impl Fn(&Action) -> Option<Fate>) -> Report {
+    let id = world.ask(request).unwrap();
+    for _ in 0..10_000 {
+        world.check();
+        if world.report(id).ended.is_some() {
+            return world.report(id);
+        }
+        let next = world.in_flight.iter().find_map(|(key, queue)| Some((key.clone(), fate(queue.front()?)?)));
+        match next {
+            Some(((vm, lane), fate)) => world.deliver(&vm, lane, fate),
+            None => {
+                let vms: Vec<_> = world.vms.keys().cloned().collect();
+                let nodes: Vec<_> = world.engine.host().memory.keys().copied().collect();
+                let moved = vms
+                    .iter()
+                    .fold(false, |any, vm| nodes.iter().fold(any, |any, node| world.guest_moves(vm, *node) || any));
+                moved || world.tick()
+            }
+        };
+    }
+    panic!("never ends: {:#?}", world.report(id));
+}
+
+fn works(_: &Action) -> Option<Fate> {
+    Some(Fate::Works)
+}
+
+fn stages(report: &Report) -> Vec<Vec<Stage>> {
+    report.legs.iter().map(|leg| leg.stages.iter().map(|time| time.stage).collect()).collect()
+}
+
+fn shortfalls(report: &Report) -> Vec<(String, Reason, String)> {
+    let all = report.legs.iter().flat_map(|leg| &leg.shortfalls);
+    all.map(|short| (short.what.to_string(), short.why.clone(), short.now_with.to_string())).collect()
+}
+
+#[test]
+fn cores_and_memory_move_and_come_back() {
+    let mut world = pair();
+    let what = Demand { cores: Some(CoreDemand::Cpus(cpus("2-3"))), memory: of_memory(1, 2).memory };
+    let report = run(&mut world, lend("a", "b", what), works);
+    assert_eq!(report.verdict, Verdict::Complete);
+    assert_eq!(
+        stages(&report),
+        [
+            vec![Stage::Quiesce, Stage::Verify, Stage::Close, Stage::Open, Stage::Enable],
+            vec![Stage::Prepare, Stage::Shrink, Stage::Grow, Stage::Confirm],
+        ]
+    );
+    assert!(report.legs.iter().flat_map(|leg| &leg.stages).all(|time| time.took.is_some()));
+    assert_eq!(world.holds("a"), "CPUs 0-1, node0=384M, node1=128M");
+    assert_eq!(world.holds("b"), "CPUs 2-7, node0=384M, node1=640M");
+    assert_eq!(world.vms[&name("b")].using, Some(cpus("2-7")));
+
+    let back = run(&mut world, Request::Recall { to: name("a") }, works);
+    assert_eq!(back.verdict, Verdict::Complete);
+    assert_eq!(world.holds("a"), "CPUs 0-3, node0=384M, node1=384M");
+    assert!(world.engine.loans().is_empty());
+    world.run_until_settled();
+    world.check();
+}
+
+#[test]
+fn a_refused_core_stays_and_the_rest_moves() {
+    let mut world = pair();
+    let host = world.engine.host().clone();
+    // The guest keeps CPU 3: told to use 0-1, it answers that 3 stays in use.
+    let id = world.ask(lend("a", "b", of_cpus("2-3"))).unwrap();
+    let (vm, lane) = (name("a"), Lane::Agent);
+    let action = world.in_flight.get_mut(&(vm, lane)).unwrap().pop_front().unwrap();
+    let refused = vec![RefusedCpus { cpus: cpus("3"), why: "owned by a partition".into() }];
+    world.tell(Event::Done { id: action.id, outcome: Outcome::Applied { refused } });
+    while world.deliver_any() {}
+    let report = world.report(id);
+    assert_eq!(report.verdict, Verdict::Partial);
+    let why = Reason::DonorRefused("owned by a partition".into());
+    assert_eq!(shortfalls(&report), [("CPUs 3".into(), why, "a".into())]);
+    assert_eq!(world.holds("a"), "CPUs 0-1,3, node0=384M, node1=384M");
+    assert!(check_ledger(&host, world.engine.ledger()).is_empty());
+    world.run_until_settled();
+    assert_eq!(world.vms[&name("a")].using, Some(cpus("0-1,3")));
+}
+
+#[test]
+fn a_silent_guest_loses_its_cores_by_the_gate() {
+    let mut world = pair();
+    let silent = |action: &Action| (action.vm != name("a") || action.kind.lane() != Lane::Agent).then_some(Fate::Works);
+    let report = run(&mut world, lend("a", "b", of_cpus("3")), silent);
+    assert_eq!(report.verdict, Verdict::Complete);
+    assert_eq!(report.legs[0].remarks, [Remark::DonorSilent(Failure::TimedOut)]);
+    assert_eq!(world.vms[&name("a")].open, cpus("0-2"));
+    // It is told as soon as it listens again.
+    world.run_until_settled();
+    assert_eq!(world.vms[&name("a")].using, Some(cpus("0-2")));
+}
+
+#[test]
+fn a_busy_guest_gets_a_firm_gate() {
+    let mut world = pair();
+    let busy = |action: &Action| {
+        let watched = matches!(action.kind, ActionKind::VerifyIdle { .. });
+        // A look at run times takes its window.
+        Some(if watched { Fate::Refused } else { Fate::Works })
+    };
+    let id = world.ask(lend("a", "b", of_cpus("3"))).unwrap();
+    for _ in 0..200 {
+        let (vm, lane) = world.in_flight.keys().next().cloned().unwrap();
+        let action = world.in_flight[&(vm.clone(), lane)].front().unwrap().clone();
+        if let ActionKind::CloseGate { grip, .. } = action.kind {
+            assert_eq!(grip, Grip::Firm);
+            world.run_until_settled();
+            assert_eq!(world.report(id).legs[0].remarks, [Remark::DonorBusy(cpus("3"))]);
+            return;
+        }
+        world.now += Duration::from_millis(20);
+        world.deliver(&vm, lane, busy(&action).unwrap());
+    }
+    panic!("the gate never closed");
+}
+
+#[test]
+fn a_gate_that_cannot_close_keeps_the_core_with_the_donor() {
+    let mut world = pair();
+    let broken = |action: &Action| {
+        Some(if matches!(action.kind, ActionKind::CloseGate { .. }) { Fate::Fails } else { Fate::Works })
+    };
+    let report = run(&mut world, lend("a", "b", of_cpus("3")), broken);
+    assert_eq!(report.verdict, Verdict::Nothing);
+    assert_eq!(shortfalls(&report), [("CPUs 3".into(), Reason::GateFailed(Failure::TimedOut), "a".into())]);
+    world.run_until_settled();
+    assert_eq!(world.vms[&name("a")].using, Some(cpus("0-3")));
+}
+
+#[test]
+fn part_of_the_memory_comes_and_the_donor_keeps_the_rest() {
+    let mut world = pair();
+    let id = world.ask(lend("a", "b", of_memory(1, 2))).unwrap();
+    while world.deliver_any() {}
+    world.guest_moves(&name("a"), NodeId(1));
+    // The second unit is pinned: nothing more comes until the deadline.
+    while world.report(id).ended.is_none() {
+        world.check();
+        let grows = world.vms.keys().find(|vm| **vm == name("b")).cloned().unwrap();
+        let moved = world.deliver_any() || world.guest_moves(&grows, NodeId(1));
+        assert!(moved || world.tick());
+    }
+    let report = world.report(id);
+    assert_eq!(report.verdict, Verdict::Partial);
+    assert_eq!(shortfalls(&report), [("node1=128M".into(), Reason::DonorKept, "a".into())]);
+    assert_eq!(world.holds("a"), "CPUs 0-3, node0=384M, node1=256M");
+    assert_eq!(world.holds("b"), "CPUs 4-7, node0=384M, node1=512M");
+    world.run_until_settled();
+    world.check();
+}
+
+#[test]
+fn a_stuck_unplug_is_asked_for_again() {
+    let mut world = pair();
+    world.ask(lend("a", "b", of_memory(1, 2))).unwrap();
+    let mut asked = 0;
+    let began = world.now;
+    while world.now - began < Duration::from_secs(30) {
+        let first = world.in_flight.iter().find_map(|(key, queue)| Some((key.clone(), queue.front()?.clone())));
+        match first {
+            Some(((vm, lane), action)) => {
+                let wanted = ActionKind::SetRequestedSize { node: NodeId(1), bytes: Bytes::ZERO };
+                asked += u32::from(vm == name("a") && action.kind == wanted);
+                world.deliver(&vm, lane, Fate::Works);
+            }
+            None => assert!(world.tick()),
+        }
+    }
+    assert!((5..=8).contains(&asked), "{asked} times in 30 s");
+}
+
+#[test]
+fn a_guest_that_gives_no_memory_and_no_answer_is_left_alone() {
+    let mut world = pair();
+    let id = world.ask(lend("a", "b", of_memory(1, 1))).unwrap();
+    while world.report(id).ended.is_none() {
+        let hypervisor = world.in_flight.keys().find(|(_, lane)| *lane == Lane::Hypervisor).cloned();
+        let delivered = hypervisor.is_some_and(|(vm, lane)| world.deliver(&vm, lane, Fate::Works));
+        assert!(delivered || world.tick());
+        world.check();
+    }
+    assert_eq!(world.report(id).verdict, Verdict::Nothing);
+    assert!(world.notices.contains(&Notice::Silent { vm: name("a") }));
+    assert_eq!(world.ask(lend("a", "b", of_memory(0, 1))), Err(Refusal::Silent(name("a"))));
+    assert_eq!(world.ask(lend("b", "a", of_memory(0, 1))), Err(Refusal::Silent(name("a"))));
+    world.connect(&name("a"));
+    assert!(world.ask(lend("a", "b", of_memory(0, 1))).is_ok());
+}
+
+#[test]
+fn what_the_recipient_does_not_take_goes_back() {
+    let mut world = pair();
+    let id = world.ask(lend("a", "b", of_memory(1, 2))).unwrap();
+    while world.report(id).ended.is_none() {
+        world.check();
+        let moved = world.deliver_any() || world.guest_moves(&name("a"), NodeId(1));
+        assert!(moved || world.tick());
+    }
+    let report = world.report(id);
+    assert_eq!(report.verdict, Verdict::Nothing);
+    assert_eq!(shortfalls(&report), [("node1=256M".into(), Reason::RecipientDidNotTake, "a".into())]);
+    assert!(world.engine.loans().is_empty());
+    world.run_until_settled();
+    assert_eq!(world.holds("a"), "CPUs 0-3, node0=384M, node1=384M");
+}
+
+#[test]
+fn memory_grows_in_steps_that_leave_room_for_the_memmap() {
+    let host = host(1, 2, 1, 64);
+    let specs = vec![spec(&host, "a", "0", 40), spec(&host, "b", "1", 2)];
+    let mut world = World::with(host, specs);
+    let free = BTreeMap::from([(NodeId(0), Bytes::mib(8))]);
+    world.tell(Event::GuestMemory { vm: name("b"), free });
+    let id = world.ask(lend("a", "b", of_memory(0, 30))).unwrap();
+    let mut sizes = Vec::new();
+    while world.report(id).ended.is_none() {
+        let booked = world.engine.ledger().vm(&name("b")).total_memory().0 / UNIT.0;
+        if sizes.last() != Some(&booked) {
+            sizes.push(booked);
+        }
+        let node = NodeId(0);
+        let moved = world.deliver_any() || world.guest_moves(&name("a"), node) || world.guest_moves(&name("b"), node);
+        assert!(moved || world.tick());
+    }
+    // 8 MiB of free memory allow 256 MiB; what came allows the rest.
+    assert_eq!(sizes, [2, 4, 32]);
+}
+
+#[test]
+fn a_recipient_that_ends_leaves_everything_with_the_donor_or_the_pool() {
+    for stage in [Stage::Quiesce, Stage::Verify, Stage::Close, Stage::Open, Stage::Enable] {
+        let mut world = pair();
+        let id = world.ask(lend("a", "b", of_cpus("3"))).unwrap();
+        while world.report(id).legs[0].stages.last().unwrap().stage != stage {
+            assert!(world.deliver_any());
+        }
+        world.kill(&name("b"));
+        world.run_until_settled();
+        world.check();
+        let report = world.report(id);
+        assert_eq!(report.verdict, Verdict::Nothing, "{stage:?}");
+        assert!(shortfalls(&report).iter().all(|(_, why, _)| *why == Reason::RecipientGone), "{stage:?}");
+        let pool = world.engine.ledger().held(&Holder::Pool).cpus.clone();
+        let given = matches!(stage, Stage::Open | Stage::Enable);
+        assert_eq!(pool, cpus(if given { "3-7" } else { "4-7" }), "{stage:?}");
+    }
+}
+
+#[test]
+fn a_rebooted_guest_gets_its_holding_again() {
+    let mut world = pair();
+    run(&mut world, lend("a", "b", of_cpus("3")), works);
+    world.reset(&name("b"));
+    world.check();
+    assert_eq!(world.vms[&name("b")].open, cpus("3-7"));
+    world.connect(&name("b"));
+    world.run_until_settled();
+    assert_eq!(world.vms[&name("b")].using, Some(cpus("3-7")));
+    let node = NodeId(1);
+    assert_eq!(world.vms[&name("b")].plugged[&node].size, units(2));
+}
+
+#[test]
+fn transfers_of_other_knobs_run_at_once_and_of_the_same_wait() {
+    let mut world = pair();
+    let first = world.ask(lend("a", "b", of_cpus("3"))).unwrap();
+    let second = world.ask(lend("a", "b", of_memory(0, 1))).unwrap();
+    let third = world.ask(lend("b", "a", of_cpus("7"))).unwrap();
+    assert_eq!(world.report(first).verdict, Verdict::Moving);
+    assert_eq!(world.report(second).verdict, Verdict::Moving);
+    assert_eq!(world.report(third).verdict, Verdict::Waiting);
+    world.run_until_settled();
+    assert_eq!(world.report(third).verdict, Verdict::Complete);
+    assert_eq!(world.holds("a"), "CPUs 0-2,7, node0=256M, node1=384M");
+}
+
+#[test]
+fn a_recall_does_not_depend_on_the_borrowers_consent() {
+    let mut world = pair();
+    run(&mut world, lend("a", "b", of_cpus("3")), works);
+    let refuses = |action: &Action| {
+        let leaves = action.vm == name("b") && matches!(action.kind, ActionKind::AgentApply { .. });
+        Some(if leaves { Fate::Refused } else { Fate::Works })
+    };
+    let report = run(&mut world, Request::Recall { to: name("a") }, refuses);
+    assert_eq!(report.verdict, Verdict::Complete);
+    assert_eq!(report.legs[0].remarks, [Remark::DonorRefused("exclusive".into())]);
+    assert_eq!(world.vms[&name("b")].open, cpus("4-7"));
+}
