@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -66,9 +66,9 @@ impl Listener {
         const LONGEST: Duration = Duration::from_secs(8);
         match address {
             Address::Unix(path) => {
-                match fs::remove_file(path) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                    _ => {}
+                // What an earlier run left behind; anything else stays, and binding fails.
+                if fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket()) {
+                    fs::remove_file(path)?;
                 }
                 let listener = UnixListener::bind(path)?;
                 fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
@@ -103,5 +103,22 @@ impl Listener {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_old_socket_is_replaced_and_other_files_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = Address::Unix(dir.path().join("socket"));
+        drop(Listener::bind(&socket).await.unwrap());
+        assert!(Listener::bind(&socket).await.is_ok());
+        let file = dir.path().join("file");
+        fs::write(&file, "precious").unwrap();
+        assert!(Listener::bind(&Address::Unix(file.clone())).await.is_err());
+        assert_eq!(fs::read_to_string(file).unwrap(), "precious");
     }
 }

@@ -145,7 +145,7 @@ pub fn strays(kernel: &dyn Kernel, proc: &ProcFs, known: &KernelThreads, usable:
             continue;
         }
         let Ok(stat) = proc.task_stat(pid, tid) else { continue };
-        if stat.is_dead() || stat.is_bound() {
+        if stat.is_dead() || (stat.is_kernel_thread() && stat.is_bound()) {
             continue;
         }
         let kind = if stat.is_kernel_thread() { TaskKind::Kernel } else { TaskKind::User };
@@ -181,6 +181,9 @@ pub fn own_affinities(
             continue;
         }
         let Ok(stat) = proc.task_stat(pid, tid) else { continue };
+        if stat.is_kernel_thread() {
+            continue;
+        }
         let key = TaskKey { tid, start_ticks: stat.start_ticks };
         let leader = by_tid.get(&pid.into()).copied();
         let inherited = leader.or_else(|| by_tid.get(&Tid(stat.parent)).copied());
