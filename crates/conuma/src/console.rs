@@ -11,6 +11,8 @@ pub struct Console<'a> {
     pub out: &'a mut dyn Write,
     /// Progress and remarks.
     pub err: &'a mut dyn Write,
+    /// Columns of `out`.
+    pub columns: usize,
     /// Colours on `out`.
     pub style: Style,
     /// Colours on `err`.
@@ -33,6 +35,7 @@ impl<'a> Console<'a> {
         Self {
             out,
             err,
+            columns: 100,
             style: Style::PLAIN,
             err_style: Style::PLAIN,
             live: None,

@@ -35,7 +35,8 @@ pub fn man_pages(dir: &Path) -> io::Result<Vec<String>> {
     let mut page = |command: Command, name: String| -> io::Result<()> {
         let file = format!("{name}.1");
         let mut text = Vec::new();
-        clap_mangen::Man::new(command).title(name.to_uppercase()).render(&mut text)?;
+        let source = concat!("conuma ", env!("CARGO_PKG_VERSION"));
+        clap_mangen::Man::new(command).title(name.to_uppercase()).source(source).manual("Conuma").render(&mut text)?;
         std::fs::write(dir.join(&file), text)?;
         written.push(file);
         Ok(())

@@ -38,6 +38,7 @@ fn tree_in(dir: &Path) -> PathBuf {
 
 fn read_json(path: &Path) -> anyhow::Result<Machine> {
     let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let name = || format!("{} is not the JSON of a machine", path.display());
     if text.first().is_some_and(|byte| *byte != b'{' && !byte.is_ascii_whitespace()) {
         bail!(
             "{} is not the JSON of a machine (unpack an archive first and name the directory; \
@@ -45,5 +46,10 @@ fn read_json(path: &Path) -> anyhow::Result<Machine> {
             path.display()
         );
     }
-    serde_json::from_slice(&text).with_context(|| format!("{} is not the JSON of a machine", path.display()))
+    let machine: Machine = serde_json::from_slice(&text).with_context(name)?;
+    machine.validate().map_err(|problems| {
+        let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        anyhow::anyhow!("{} describes an impossible machine: {}", path.display(), problems.join("; "))
+    })?;
+    Ok(machine)
 }

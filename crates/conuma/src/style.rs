@@ -15,6 +15,11 @@ impl Style {
     /// With colours.
     pub const COLOR: Self = Self { color: true };
 
+    /// Whether there are escape sequences.
+    pub fn is_color(self) -> bool {
+        self.color
+    }
+
     /// A thing of interest.
     pub fn bold(self, text: &str) -> String {
         self.paint("1", text)

@@ -161,6 +161,9 @@ pub struct PlanArgs {
     /// The daemon's state directory, where the command line puts the VM's sockets
     #[arg(long, value_name = "DIR", default_value = "/var/lib/conuma", requires = "qemu", value_hint = ValueHint::DirPath)]
     pub state: PathBuf,
+    /// The guest's vsock address where the VM file names none; the daemon takes the next free one
+    #[arg(long, value_name = "CID", default_value_t = 3)]
+    pub cid: u32,
     /// The host's reserve
     #[command(flatten)]
     pub reserve: ReserveArgs,

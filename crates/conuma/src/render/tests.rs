@@ -44,7 +44,7 @@ fn ledger() -> LedgerInfo {
     LedgerInfo {
         cores: cores.collect(),
         nodes: nodes.collect(),
-        loans: vec![LoanInfo { lender: name("b"), borrower: name("a"), what: held("4", &[(1, 256)]) }],
+        loans: vec![LoanInfo { lender: name("b"), borrower: vm_holder("a"), what: held("4", &[(1, 256)]) }],
         accounts: accounts.into_iter().map(|(holder, holds)| Account { holder, holds }).collect(),
     }
 }
@@ -98,8 +98,8 @@ fn detail() -> VmDetail {
         limit: Demand::default(),
         weight: 100,
         loans: vec![
-            LoanInfo { lender: name("b"), borrower: name("a"), what: held("4", &[(1, 256)]) },
-            LoanInfo { lender: name("a"), borrower: name("c"), what: held("", &[(0, 64)]) },
+            LoanInfo { lender: name("b"), borrower: vm_holder("a"), what: held("4", &[(1, 256)]) },
+            LoanInfo { lender: name("a"), borrower: vm_holder("c"), what: held("", &[(0, 64)]) },
         ],
         process: Some(ProcessInfo { pid: 4242, cid: Some(3) }),
         vcpus: (0..8).map(vcpu).collect(),

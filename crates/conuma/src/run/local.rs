@@ -1,6 +1,8 @@
 //! What needs no daemon: `topology`, `plan`, `completions`, `man`.
 
 use anyhow::Context;
+use conuma_binding::{Accel, BindingPlan, PlanOptions, Reserve, VmSpec, render_table};
+use conuma_topology::{DrawOptions, draw};
 
 use crate::Outcome;
 use crate::cli::{CompletionsArgs, ManArgs, PlanArgs, TopologyArgs};
@@ -9,13 +11,20 @@ use crate::{reference, source};
 
 pub(super) fn topology(args: &TopologyArgs, console: &mut Console<'_>) -> anyhow::Result<Outcome> {
     let machine = source::machine(args.machine.topology.as_deref(), &args.root)?;
-    console.result(&machine, |machine, _| machine.to_text())?;
+    let width = console.columns;
+    console.result(&machine, |machine, style| draw(machine, &DrawOptions { width, color: style.is_color() }))?;
     Ok(Outcome::Done)
 }
 
 pub(super) fn plan(args: &PlanArgs, console: &mut Console<'_>) -> anyhow::Result<Outcome> {
-    let _machine = source::machine(args.machine.topology.as_deref(), &args.root)?;
-    console.remark("")?;
+    let text = std::fs::read_to_string(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?;
+    let spec = VmSpec::parse(&text, &args.file.display().to_string())?;
+    let machine = source::machine(args.machine.topology.as_deref(), &args.root)?;
+    let reserve = Reserve { cpus: args.reserve.reserve_cpus.clone(), memory_per_node: args.reserve.reserve_memory };
+    let dir = args.state.join("vms").join(spec.name.as_str());
+    let options = PlanOptions { accel: Accel::default(), cid: Some(args.cid), dir };
+    let plan = BindingPlan::new(&spec, &machine, &reserve, &options)?;
+    console.result(&plan, |plan, _| render_table(plan))?;
     Ok(Outcome::Done)
 }
 
