@@ -59,6 +59,8 @@ struct Inner {
     fixed_tasks: BTreeSet<u32>,
     fixed_cgroups: BTreeSet<String>,
     writes: Vec<String>,
+    /// What was last put into each file.
+    written: BTreeMap<String, String>,
 }
 
 /// Each node's memory, KiB.
@@ -165,7 +167,10 @@ impl FakeGuest {
     }
 
     pub fn remove_task(&self, pid: u32) {
-        self.change(|inner| inner.tasks.remove(&pid));
+        self.change(|inner| {
+            inner.tasks.remove(&pid);
+            inner.written.retain(|path, _| !path.starts_with(&format!("proc/{pid}/")));
+        });
         fs::remove_dir_all(self.dir.path().join(format!("proc/{pid}"))).unwrap();
     }
 
@@ -174,7 +179,10 @@ impl FakeGuest {
     }
 
     pub fn remove_cgroup(&self, path: &str) {
-        self.change(|inner| inner.cgroups.remove(path));
+        self.change(|inner| {
+            inner.cgroups.remove(path);
+            inner.written.retain(|file, _| !file.starts_with(&format!("{CG}/{path}/")));
+        });
         fs::remove_dir_all(self.dir.path().join(CG).join(path)).unwrap();
     }
 
@@ -314,11 +322,15 @@ impl Inner {
         task.mask = own.filter(|own| !own.is_empty()).unwrap_or(effective);
     }
 
-    fn write_files(&self, root: &Path) {
-        let file = |path: String, text: String| {
-            let path = root.join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
+    fn write_files(&mut self, root: &Path) {
+        let mut written = std::mem::take(&mut self.written);
+        let mut file = |path: String, text: String| {
+            if written.get(&path) != Some(&text) {
+                let full = root.join(&path);
+                fs::create_dir_all(full.parent().unwrap()).unwrap();
+                fs::write(full, &text).unwrap();
+                written.insert(path, text);
+            }
         };
         let enabled = fs::read_to_string(root.join(CG).join("cgroup.subtree_control")).unwrap().contains("cpuset");
         file(format!("{CG}/cpuset.cpus.effective"), self.effective("").to_string());
@@ -362,6 +374,7 @@ impl Inner {
                 ),
             );
         }
+        self.written = written;
     }
 
     fn procs(&self, cgroup: &str) -> String {
