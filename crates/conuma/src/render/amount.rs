@@ -1,6 +1,6 @@
 //! Amounts, times and wishes as people read them.
 
-use conuma_api::{CoreDemand, Demand, LedgerInfo, MemoryDemand, Resources};
+use conuma_api::{CoreDemand, Demand, Holder, LedgerInfo, LoanInfo, MemoryDemand, Resources};
 use conuma_topology::CpuSet;
 
 /// `1 core`, `2 cores`.
@@ -50,6 +50,15 @@ pub fn resources(resources: &Resources) -> String {
 /// `CPU 4`, `CPUs 4-7`.
 pub fn cpus(cpus: &CpuSet) -> String {
     format!("{} {cpus}", if cpus.len() == 1 { "CPU" } else { "CPUs" })
+}
+
+/// A loan as its lender sees it: `CPU 4 to b`.
+pub fn lent(loan: &LoanInfo) -> String {
+    let what = resources(&loan.what);
+    match &loan.borrower {
+        Holder::Pool => format!("{what}, now free: the borrower gave it up"),
+        borrower => format!("{what} to {borrower}"),
+    }
 }
 
 /// Microseconds with three digits at most: `850 µs`, `4.2 ms`, `1.25 s`, `3 min 20 s`.

@@ -16,7 +16,7 @@ pub fn show(host: &HostInfo, check: &CheckReport, style: Style) -> String {
         text.push_str(&format!("\n{}\n", style.bold("Loans")));
     }
     for loan in &host.ledger.loans {
-        text.push_str(&format!("  {} lent {} to {}\n", loan.lender, amount::resources(&loan.what), loan.borrower));
+        text.push_str(&format!("  {} lent {}\n", loan.lender, amount::lent(loan)));
     }
     text + "\n" + &invariants(check, style)
 }

@@ -100,6 +100,7 @@ fn detail() -> VmDetail {
         loans: vec![
             LoanInfo { lender: name("b"), borrower: vm_holder("a"), what: held("4", &[(1, 256)]) },
             LoanInfo { lender: name("a"), borrower: vm_holder("c"), what: held("", &[(0, 64)]) },
+            LoanInfo { lender: name("a"), borrower: Holder::Pool, what: held("6", &[]) },
         ],
         process: Some(ProcessInfo { pid: 4242, cid: Some(3) }),
         vcpus: (0..8).map(vcpu).collect(),

@@ -55,11 +55,10 @@ fn head(vm: &VmDetail, now_unix_ms: u64, style: Style) -> String {
         ("weight", vm.weight.to_string()),
     ];
     for loan in &vm.loans {
-        let what = amount::resources(&loan.what);
         if loan.lender == summary.name {
-            lines.push(("lent", format!("{what} to {}", loan.borrower)));
+            lines.push(("lent", amount::lent(loan)));
         } else {
-            lines.push(("borrowed", format!("{what} from {}", loan.lender)));
+            lines.push(("borrowed", format!("{} from {}", amount::resources(&loan.what), loan.lender)));
         }
     }
     if let Some(process) = &vm.process {
