@@ -2,6 +2,7 @@
 
 mod error;
 mod facts;
+pub mod fake;
 pub mod gate;
 pub mod qmp;
 mod vm;

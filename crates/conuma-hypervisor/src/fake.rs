@@ -1,0 +1,307 @@
+//! A stateful fake: does all that a back end does, in memory, and misbehaves when told to.
+//!
+//! VMs live in the [`FakeHypervisor`], so a daemon that is restarted with the same one finds them again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use conuma_binding::BindingPlan;
+use conuma_linux::procfs::Pid;
+use conuma_topology::{Bytes, CpuSet, NodeId, VcpuId, VmName};
+use tokio::sync::{broadcast, watch};
+
+use crate::error::HypervisorError;
+use crate::facts::HypervisorFacts;
+use crate::gate::{Gate, Grip};
+use crate::vm::{Hypervisor, MemoryState, RunState, Vm, VmEvent};
+
+/// How a fake VM misbehaves.
+#[derive(Debug, Clone, Default)]
+pub struct Faults {
+    /// Every call takes so long.
+    pub delay: Duration,
+    /// The guest keeps at least so much of a node plugged, whatever is asked.
+    pub keeps: BTreeMap<NodeId, Bytes>,
+    /// The guest plugs at most so much of a node.
+    pub takes: BTreeMap<NodeId, Bytes>,
+    /// Run times of these vCPUs grow, gate or no gate.
+    pub busy: BTreeSet<VcpuId>,
+    /// Gates cannot be set.
+    pub gates_stuck: bool,
+    /// Every call fails, as if QEMU did not answer.
+    pub silent: bool,
+}
+
+/// A hypervisor in memory.
+#[derive(Debug, Clone)]
+pub struct FakeHypervisor {
+    facts: HypervisorFacts,
+    vms: Arc<Mutex<BTreeMap<VmName, Arc<FakeVm>>>>,
+    fail_start: Arc<Mutex<Option<String>>>,
+}
+
+/// A VM in memory.
+#[derive(Debug)]
+pub struct FakeVm {
+    name: VmName,
+    pid: Pid,
+    block: Bytes,
+    begun: Instant,
+    state: Mutex<State>,
+    events: broadcast::Sender<VmEvent>,
+    alive: watch::Sender<bool>,
+}
+
+#[derive(Debug)]
+struct State {
+    run: RunState,
+    gates: BTreeMap<VcpuId, Gate>,
+    memory: BTreeMap<NodeId, MemoryState>,
+    boot: BTreeMap<NodeId, Bytes>,
+    faults: Faults,
+}
+
+const EVENT_BACKLOG: usize = 64;
+
+impl Default for FakeHypervisor {
+    fn default() -> Self {
+        let facts = HypervisorFacts {
+            version: "fake".into(),
+            release: (10, 0),
+            dynamic_memslots: true,
+            unplugged_inaccessible: true,
+            smp_cache: true,
+            vsock: true,
+            vfio: true,
+            pxb_pcie: true,
+        };
+        Self { facts, vms: Arc::default(), fail_start: Arc::default() }
+    }
+}
+
+impl FakeHypervisor {
+    /// A VM that was started, also after its end.
+    pub fn vm(&self, name: &VmName) -> Option<Arc<FakeVm>> {
+        lock(&self.vms).get(name).cloned()
+    }
+
+    /// Lets the next start fail with this reason.
+    pub fn fail_next_start(&self, reason: &str) {
+        *lock(&self.fail_start) = Some(reason.to_owned());
+    }
+}
+
+#[async_trait]
+impl Hypervisor for FakeHypervisor {
+    fn facts(&self) -> &HypervisorFacts {
+        &self.facts
+    }
+
+    async fn start(&self, plan: &BindingPlan, open: &CpuSet) -> Result<Arc<dyn Vm>, HypervisorError> {
+        let vm = plan.name.clone();
+        if let Some(reason) = lock(&self.fail_start).take() {
+            return Err(HypervisorError::Refused { vm, reason });
+        }
+        let mut vms = lock(&self.vms);
+        if vms.get(&vm).is_some_and(|vm| vm.is_alive()) {
+            return Err(HypervisorError::Exists { vm });
+        }
+        let started = Arc::new(FakeVm::new(plan, open, Pid(1000 + vms.len() as u32)));
+        vms.insert(vm, started.clone());
+        Ok(started)
+    }
+
+    async fn attach(&self, plan: &BindingPlan) -> Result<Option<Arc<dyn Vm>>, HypervisorError> {
+        Ok(self.vm(&plan.name).filter(|vm| vm.is_alive()).map(|vm| vm as Arc<dyn Vm>))
+    }
+}
+
+impl FakeVm {
+    fn new(plan: &BindingPlan, open: &CpuSet, pid: Pid) -> Self {
+        let gate = |cpu| if open.contains(cpu) { Gate::Open } else { Gate::Closed(Grip::SOFT) };
+        let device = |max| MemoryState { max, block: plan.memory_unit, ..MemoryState::default() };
+        let state = State {
+            run: RunState::Paused,
+            gates: plan.replica.vcpus.iter().map(|vcpu| (vcpu.id, gate(vcpu.cpu))).collect(),
+            memory: plan.memory.iter().filter(|n| !n.maximum.is_zero()).map(|n| (n.host, device(n.maximum))).collect(),
+            boot: plan.memory.iter().map(|node| (node.host, node.boot)).collect(),
+            faults: Faults::default(),
+        };
+        let (events, _) = broadcast::channel(EVENT_BACKLOG);
+        Self {
+            name: plan.name.clone(),
+            pid,
+            block: plan.memory_unit,
+            begun: Instant::now(),
+            state: Mutex::new(state),
+            events,
+            alive: watch::Sender::new(true),
+        }
+    }
+
+    /// Makes it misbehave from now on; the default value makes it behave.
+    pub fn set_faults(&self, faults: Faults) {
+        let mut state = lock(&self.state);
+        state.faults = faults;
+        // What it was asked for before stands.
+        let nodes: Vec<NodeId> = state.memory.keys().copied().collect();
+        for node in nodes {
+            state.follow(node);
+        }
+    }
+
+    /// Ends it as a crash would.
+    pub fn crash(&self) {
+        lock(&self.state).run = RunState::Ended;
+        self.alive.send_replace(false);
+    }
+
+    /// Resets the guest: it plugs nothing any more.
+    pub fn reset(&self) {
+        let mut state = lock(&self.state);
+        for memory in state.memory.values_mut() {
+            memory.size = Bytes::ZERO;
+        }
+        drop(state);
+        // Nobody listening is fine.
+        let _ = self.events.send(VmEvent::Reset);
+    }
+
+    fn is_alive(&self) -> bool {
+        *self.alive.borrow()
+    }
+
+    async fn enter(&self) -> Result<MutexGuard<'_, State>, HypervisorError> {
+        let (delay, silent) = {
+            let state = lock(&self.state);
+            (state.faults.delay, state.faults.silent)
+        };
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
+        if !self.is_alive() {
+            return Err(HypervisorError::Ended { vm: self.name.clone() });
+        }
+        if silent {
+            return Err(HypervisorError::TimedOut { vm: self.name.clone(), what: "an answer".into(), budget: delay });
+        }
+        Ok(lock(&self.state))
+    }
+
+    fn device(&self, state: &State, node: NodeId) -> Result<MemoryState, HypervisorError> {
+        state.memory.get(&node).copied().ok_or_else(|| HypervisorError::NoDevice { vm: self.name.clone(), node })
+    }
+}
+
+impl State {
+    /// The guest plugs or unplugs until it has what was asked, as far as its faults let it.
+    fn follow(&mut self, node: NodeId) {
+        let Some(memory) = self.memory.get_mut(&node) else { return };
+        let least = self.faults.keeps.get(&node).copied().unwrap_or(Bytes::ZERO).min(memory.size);
+        let most = self.faults.takes.get(&node).copied().unwrap_or(memory.max).max(memory.size);
+        memory.size = memory.requested.clamp(least, most);
+    }
+}
+
+#[async_trait]
+impl Vm for FakeVm {
+    fn name(&self) -> &VmName {
+        &self.name
+    }
+
+    fn process(&self) -> Pid {
+        self.pid
+    }
+
+    async fn resume(&self) -> Result<(), HypervisorError> {
+        self.enter().await?.run = RunState::Running;
+        let _ = self.events.send(VmEvent::Resumed);
+        Ok(())
+    }
+
+    async fn run_state(&self) -> Result<RunState, HypervisorError> {
+        Ok(lock(&self.state).run)
+    }
+
+    async fn power_down(&self) -> Result<(), HypervisorError> {
+        drop(self.enter().await?);
+        self.crash();
+        Ok(())
+    }
+
+    async fn end(&self, _budget: Duration) -> Result<(), HypervisorError> {
+        self.crash();
+        Ok(())
+    }
+
+    async fn set_requested(&self, node: NodeId, bytes: Bytes) -> Result<MemoryState, HypervisorError> {
+        let mut state = self.enter().await?;
+        let device = self.device(&state, node)?;
+        if bytes > device.max || bytes.round_down(self.block) != bytes {
+            let reason = format!("requested-size {bytes} is above {} or no multiple of {}", device.max, self.block);
+            return Err(HypervisorError::Refused { vm: self.name.clone(), reason });
+        }
+        state.memory.insert(node, MemoryState { requested: bytes, ..device });
+        if state.run == RunState::Running {
+            state.follow(node);
+            let _ = self.events.send(VmEvent::MemoryChanged);
+        }
+        self.device(&state, node)
+    }
+
+    async fn memory(&self, node: NodeId) -> Result<MemoryState, HypervisorError> {
+        let mut state = self.enter().await?;
+        if state.run == RunState::Running {
+            state.follow(node);
+        }
+        self.device(&state, node)
+    }
+
+    async fn set_gate(&self, vcpu: VcpuId, gate: Gate) -> Result<(), HypervisorError> {
+        let mut state = self.enter().await?;
+        if state.faults.gates_stuck {
+            return Err(HypervisorError::Refused { vm: self.name.clone(), reason: "the gate is stuck".into() });
+        }
+        match state.gates.get_mut(&vcpu) {
+            Some(there) => *there = gate,
+            None => return Err(HypervisorError::Refused { vm: self.name.clone(), reason: format!("no vCPU {vcpu}") }),
+        }
+        Ok(())
+    }
+
+    async fn gates(&self) -> Result<BTreeMap<VcpuId, Gate>, HypervisorError> {
+        Ok(self.enter().await?.gates.clone())
+    }
+
+    async fn run_times(&self, vcpus: &[VcpuId]) -> Result<BTreeMap<VcpuId, Duration>, HypervisorError> {
+        let state = self.enter().await?;
+        let ran = |vcpu: &VcpuId| if state.faults.busy.contains(vcpu) { self.begun.elapsed() } else { Duration::ZERO };
+        Ok(vcpus.iter().map(|vcpu| (*vcpu, ran(vcpu))).collect())
+    }
+
+    async fn adopt_threads(&self) -> Result<usize, HypervisorError> {
+        Ok(0)
+    }
+
+    async fn memory_by_node(&self) -> Result<BTreeMap<NodeId, Bytes>, HypervisorError> {
+        let state = self.enter().await?;
+        let plugged = |node: &NodeId| state.memory.get(node).map_or(Bytes::ZERO, |memory| memory.size);
+        Ok(state.boot.iter().map(|(node, boot)| (*node, *boot + plugged(node))).collect())
+    }
+
+    fn events(&self) -> broadcast::Receiver<VmEvent> {
+        self.events.subscribe()
+    }
+
+    async fn ended(&self) {
+        let mut alive = self.alive.subscribe();
+        // An error means that the sender is gone, and the VM with it.
+        let _ = alive.wait_for(|alive| !alive).await;
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
