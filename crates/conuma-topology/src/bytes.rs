@@ -131,7 +131,7 @@ impl FromStr for Bytes {
             Some(_) => {
                 let amount: f64 = digits.parse().map_err(|_| wrong("not a number"))?;
                 let bytes = (amount * unit as f64).round();
-                if bytes < 9.0e18 { Ok(Self(bytes as u64)) } else { Err(wrong("too large")) }
+                if bytes < u64::MAX as f64 { Ok(Self(bytes as u64)) } else { Err(wrong("too large")) }
             }
         }
     }

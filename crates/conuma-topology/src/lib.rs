@@ -18,7 +18,8 @@ pub use bytes::{Bytes, ParseBytesError};
 pub use draw::{DrawOptions, draw};
 pub use ids::{CoreId, CpuId, DieId, GuestCpuId, GuestNodeId, Id, LlcId, NodeId, PackageId, VcpuId};
 pub use machine::{
-    Cache, CacheKind, Core, Cpu, Distances, HmatLink, HugePages, Machine, Node, NodeMemory, Note, PciAddress, PciDevice,
+    Cache, CacheKind, Core, Cpu, Distances, HmatLink, HugePages, Machine, Node, NodeMemory, Note, PciAddress,
+    PciDevice, Schema,
 };
 pub use name::{ParseVmNameError, VmName};
 pub use set::{CpuSet, GuestCpuSet, IdSet, NodeSet, ParseSetError, VcpuSet};

@@ -15,6 +15,9 @@ use crate::set::{CpuSet, NodeSet};
 /// asymmetric: all of these are ordinary.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Machine {
+    /// Version of the JSON form.
+    #[serde(default)]
+    pub schema: Schema,
     /// Every node that the firmware or kernel knows, also those without CPUs or without memory.
     pub nodes: BTreeMap<NodeId, Node>,
     /// Every possible CPU that is present, online or not.
@@ -31,6 +34,33 @@ pub struct Machine {
     pub hmat: Vec<HmatLink>,
     /// What the reader found odd, what it believed, and why.
     pub notes: Vec<Note>,
+}
+
+/// The version of a machine's JSON form: written as a number, and refused when read if it is another
+/// than this Conuma knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Schema;
+
+impl Schema {
+    /// The only version so far.
+    pub const VERSION: u32 = 1;
+}
+
+impl Serialize for Schema {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u32(Self::VERSION)
+    }
+}
+
+impl<'de> Deserialize<'de> for Schema {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let version = u32::deserialize(deserializer)?;
+        if version == Self::VERSION {
+            return Ok(Self);
+        }
+        let known = Self::VERSION;
+        Err(serde::de::Error::custom(format!("a machine of schema {version}; this Conuma reads schema {known}")))
+    }
 }
 
 /// A NUMA node.

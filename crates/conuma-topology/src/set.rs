@@ -175,17 +175,18 @@ impl<T: Id> IdSet<T> {
     /// Reads the kernel's mask form (`ff,00000001`).
     pub fn from_mask(text: &str) -> Result<Self, ParseSetError> {
         let wrong = |part: &str, reason| ParseSetError { text: text.trim().into(), part: part.into(), reason };
-        let mut set = Self::new();
         let groups: Vec<&str> = text.trim().split(',').collect();
         if groups.len() > (MAX_ID as usize + 1) / 32 {
             return Err(wrong(groups[0], "mask too long"));
         }
-        for (index, group) in groups.iter().rev().enumerate() {
-            let bits = u32::from_str_radix(group, 16).map_err(|_| wrong(group, "not a 32-bit hexadecimal group"))?;
-            for bit in (0..32).filter(|bit| bits >> bit & 1 == 1) {
-                set.insert(T::from_number(index as u32 * 32 + bit));
-            }
+        let mut set = Self { words: vec![0; groups.len().div_ceil(2)], of: PhantomData };
+        for (index, group) in groups.iter().rev().map(|group| group.trim()).enumerate() {
+            let is_hex = group.bytes().all(|b| b.is_ascii_hexdigit());
+            let bits = u32::from_str_radix(group, 16).ok().filter(|_| is_hex);
+            let bits = bits.ok_or_else(|| wrong(group, "not a 32-bit hexadecimal group"))?;
+            set.words[index / 2] |= u64::from(bits) << (index % 2 * 32);
         }
+        set.trim();
         Ok(set)
     }
 

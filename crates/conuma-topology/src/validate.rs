@@ -31,7 +31,7 @@ pub enum Problem {
         cpus: CpuSet,
     },
     /// A node's list and its CPUs contradict each other.
-    #[error("CPU {cpu} says that it is on {}, but is listed {}", on_node(*.says), on_node(*.listed))]
+    #[error("CPU {cpu} says that it is {}, but is listed {}", on_node(*.says), on_node(*.listed))]
     NodeOfCpu {
         /// The CPU.
         cpu: CpuId,

@@ -35,7 +35,7 @@ pub(super) fn read(tree: &Tree, online: &CpuSet, machine: &mut Machine, notes: &
     }
     for ((level, kind), claims) in levels {
         let believed = believe(&claims);
-        note_dissent(&believed, &format!("a shared level {level} cache"), notes);
+        note_dissent(&believed, &format!("a level {level} cache"), notes);
         for cpus in believed.groups {
             let size = cpus.first().and_then(|cpu| directories.get(&(level, kind, cpu)));
             let size = size.and_then(|directory| size_of(tree.text(&format!("{directory}/size"))?.as_str()));

@@ -98,7 +98,7 @@ pub(super) fn note_dissent(believed: &Believed, what: &str, notes: &mut Notes) {
         notes.add(
             CPUS,
             format!(
-                "CPUs {} tell of {what} that the lowest CPU of the group does not confirm: believed the lowest CPU",
+                "CPUs {} and the lowest CPU that they share {what} with tell different things: believed the lowest CPU",
                 believed.dissenters
             ),
         );

@@ -21,9 +21,26 @@ pub(super) fn read(tree: &Tree, online: &CpuSet, machine: &mut Machine, notes: &
     } else {
         let gpu_nodes = gpu_memory(tree);
         let mut taken = CpuSet::new();
+        let mut overlapping = LeftOut::default();
+        let mut gpus = LeftOut::default();
         for id in &kernel_nodes {
-            read_node(tree, *id, online, &mut taken, &gpu_nodes, machine, notes);
+            let node = read_node(tree, *id, online, notes);
+            let size = node.memory.map(|memory| memory.total).unwrap_or_default();
+            if !node.cpus.is_disjoint(&taken) {
+                overlapping.add(*id, size);
+            } else if gpu_nodes.contains(*id) {
+                gpus.add(*id, size);
+            } else {
+                taken.extend(node.cpus.iter());
+                machine.nodes.insert(*id, node);
+            }
         }
+        overlapping.note(
+            "claim CPUs that a lower node has too: believed the lower node, for a CPU is on one node only",
+            &format!("{NODES}/node*/cpumap"),
+            notes,
+        );
+        gpus.note("are the memory of GPUs, in which no VM can live", "proc/driver/nvidia/gpus/*/numa_status", notes);
         read_distances(tree, &kernel_nodes, machine, notes);
     }
     for (id, node) in &machine.nodes {
@@ -54,42 +71,39 @@ fn online_nodes(tree: &Tree, notes: &mut Notes) -> Vec<NodeId> {
     if !idle.is_empty() {
         notes.add(
             format!("{NODES}/possible"),
-            format!("nodes {idle} are possible but not online: left out, for they have neither CPUs nor memory now"),
+            format!("possible but not online: nodes {idle}; left out, for they have neither CPUs nor memory now"),
         );
     }
     online.iter().collect()
 }
 
-fn read_node(
-    tree: &Tree,
-    id: NodeId,
-    online: &CpuSet,
-    taken: &mut CpuSet,
-    gpu_nodes: &BTreeMap<NodeId, String>,
-    machine: &mut Machine,
-    notes: &mut Notes,
-) {
+/// Nodes that are not made part of the machine.
+#[derive(Default)]
+struct LeftOut {
+    nodes: NodeSet,
+    memory: Bytes,
+}
+
+impl LeftOut {
+    fn add(&mut self, node: NodeId, memory: Bytes) {
+        self.nodes.insert(node);
+        self.memory += memory;
+    }
+
+    fn note(&self, why: &str, place: &str, notes: &mut Notes) {
+        if !self.nodes.is_empty() {
+            notes.add(place, format!("nodes {} with {} {why}: left out", self.nodes, self.memory));
+        }
+    }
+}
+
+fn read_node(tree: &Tree, id: NodeId, online: &CpuSet, notes: &mut Notes) -> Node {
     let directory = format!("{NODES}/node{id}");
-    let memory = memory(tree.text(&format!("{directory}/meminfo")).as_deref());
-    let size = memory.map(|memory| memory.total).unwrap_or_default();
-    let cpus = node_cpus(tree, &directory, notes).intersection(online);
-    let twice = cpus.intersection(taken);
-    if !twice.is_empty() {
-        let text = format!(
-            "node {id} claims CPUs {twice}, which a lower node has too: believed the lower node and left node {id} \
-             with its {size} of memory out, for the kernel cannot have set up both"
-        );
-        notes.add(format!("{directory}/cpumap"), text);
-        return;
+    Node {
+        cpus: node_cpus(tree, &directory, notes).intersection(online),
+        memory: memory(tree.text(&format!("{directory}/meminfo")).as_deref()),
+        huge_pages: pools(tree, &format!("{directory}/hugepages")),
     }
-    if let Some(gpu) = gpu_nodes.get(&id) {
-        let text = format!("node {id} with {size} is the memory of GPU {gpu}: left out, for no VM can live in it");
-        notes.add(format!("proc/driver/nvidia/gpus/{gpu}/numa_status"), text);
-        return;
-    }
-    taken.extend(cpus.iter());
-    let huge_pages = pools(tree, &format!("{directory}/hugepages"));
-    machine.nodes.insert(id, Node { cpus, memory, huge_pages });
 }
 
 /// The CPUs that a node claims. The mask is read before the list: where they differ, someone has
@@ -117,15 +131,15 @@ fn node_cpus(tree: &Tree, directory: &str, notes: &mut Notes) -> CpuSet {
     }
 }
 
-/// Nodes that are memory of NVIDIA GPUs, with the GPU's PCI address.
-fn gpu_memory(tree: &Tree) -> BTreeMap<NodeId, String> {
+/// Nodes that are memory of NVIDIA GPUs.
+fn gpu_memory(tree: &Tree) -> NodeSet {
     const GPUS: &str = "proc/driver/nvidia/gpus";
-    let node = |gpu: &String| {
+    let node = |gpu: String| {
         let status = tree.text(&format!("{GPUS}/{gpu}/numa_status"))?;
         let line = status.lines().find_map(|line| line.trim().strip_prefix("Node:"))?;
-        Some(NodeId(line.trim().parse().ok()?))
+        line.trim().parse().ok().filter(|node| *node < 65_536).map(NodeId)
     };
-    tree.names(GPUS).into_iter().filter_map(|gpu| Some((node(&gpu)?, gpu))).collect()
+    tree.names(GPUS).into_iter().filter_map(node).collect()
 }
 
 /// Memory from a `meminfo`, of a node (`Node 0 MemTotal: 1 kB`) or of the machine (`MemTotal: 1 kB`).
@@ -176,11 +190,12 @@ fn read_distances(tree: &Tree, kernel_nodes: &[NodeId], machine: &mut Machine, n
     let columns = if width == kernel_nodes.len() {
         kernel_nodes
     } else if width == possible.len() {
-        let text = format!("rows have {width} numbers for {} online nodes: read as of the possible nodes", rows.len());
+        let text =
+            format!("rows have {width} numbers, online nodes {}: read as rows of the possible nodes", rows.len());
         notes.add(format!("{NODES}/node*/distance"), text);
         &possible
     } else {
-        let text = format!("rows have {width} numbers for {} online nodes: distances left unknown", rows.len());
+        let text = format!("rows have {width} numbers, online nodes {}: distances left unknown", rows.len());
         notes.add(format!("{NODES}/node*/distance"), text);
         return;
     };

@@ -65,7 +65,8 @@ impl Tree {
 
     /// A set from a file in the kernel's mask form.
     pub(super) fn mask<T: Id>(&self, path: &str) -> Option<IdSet<T>> {
-        IdSet::from_mask(&self.text(path)?).ok()
+        // Some old kernels and captures write `0x` before the mask.
+        IdSet::from_mask(self.text(path)?.trim_start_matches("0x")).ok()
     }
 
     /// The names in a directory, sorted; none if there is no such directory.

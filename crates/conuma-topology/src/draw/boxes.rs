@@ -1,5 +1,7 @@
 //! Boxes with a title, side by side as far as they fit.
 
+use std::ops::Range;
+
 /// Columns between two boxes.
 const GAP: usize = 1;
 
@@ -17,9 +19,9 @@ impl Block {
         inner.max(visible(&self.title) + 1) + 4
     }
 
-    /// Draws the box with room for so many lines.
-    fn draw(&self, height: usize, color: bool) -> Vec<String> {
-        let inner = self.width() - 4;
+    /// Draws the box so many columns wide with room for so many lines.
+    fn draw(&self, width: usize, height: usize, color: bool) -> Vec<String> {
+        let inner = width.max(self.width()) - 4;
         let rule = "─".repeat(inner - visible(&self.title));
         let mut drawn = vec![format!("╭ {} {rule}╮", bold(&self.title, color))];
         for index in 0..height {
@@ -31,32 +33,41 @@ impl Block {
     }
 }
 
-/// Draws boxes in rows of at most `width` columns; boxes in a row are equally high.
+/// Draws boxes in rows of at most `width` columns. Boxes in a row are equally high; all are equally
+/// wide if that takes no more rows.
 pub(super) fn rows(blocks: &[Block], width: usize, color: bool) -> Vec<String> {
+    let natural: Vec<usize> = blocks.iter().map(Block::width).collect();
+    let widest = natural.iter().copied().max().unwrap_or(0);
+    let even = vec![widest; blocks.len()];
+    let widths = if split(&even, width).len() <= split(&natural, width).len() { even } else { natural };
     let mut drawn = Vec::new();
-    let mut row: Vec<&Block> = Vec::new();
-    let mut used = 0;
-    for block in blocks {
-        let needed = block.width() + if row.is_empty() { 0 } else { GAP };
-        if !row.is_empty() && used + needed > width {
-            drawn.extend(draw_row(&row, color));
-            row.clear();
-            used = 0;
-        }
-        used += block.width() + if row.is_empty() { 0 } else { GAP };
-        row.push(block);
+    for row in split(&widths, width) {
+        let height = blocks[row.clone()].iter().map(|block| block.lines.len()).max().unwrap_or(0);
+        let boxes = blocks[row.clone()].iter().zip(&widths[row]);
+        let columns: Vec<Vec<String>> = boxes.map(|(block, width)| block.draw(*width, height, color)).collect();
+        let line = |index: usize| {
+            columns.iter().map(|column| column[index].as_str()).collect::<Vec<_>>().join(&" ".repeat(GAP))
+        };
+        drawn.extend((0..columns.first().map_or(0, Vec::len)).map(line));
     }
-    drawn.extend(draw_row(&row, color));
     drawn
 }
 
-fn draw_row(row: &[&Block], color: bool) -> Vec<String> {
-    let height = row.iter().map(|block| block.lines.len()).max().unwrap_or(0);
-    let columns: Vec<Vec<String>> = row.iter().map(|block| block.draw(height, color)).collect();
-    let lines = columns.first().map_or(0, Vec::len);
-    let line =
-        |index: usize| columns.iter().map(|column| column[index].as_str()).collect::<Vec<_>>().join(&" ".repeat(GAP));
-    (0..lines).map(line).collect()
+/// Which boxes of these widths stand in one row.
+fn split(widths: &[usize], width: usize) -> Vec<Range<usize>> {
+    let mut rows = Vec::new();
+    let (mut first, mut used) = (0, 0);
+    for (index, own) in widths.iter().enumerate() {
+        if index > first && used + GAP + own > width {
+            rows.push(first..index);
+            (first, used) = (index, 0);
+        }
+        used += own + if index > first { GAP } else { 0 };
+    }
+    if first < widths.len() {
+        rows.push(first..widths.len());
+    }
+    rows
 }
 
 /// Breaks words into lines of at most `width` columns; lines after the first begin with `indent` blanks.

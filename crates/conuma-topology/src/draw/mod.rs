@@ -16,6 +16,9 @@ use crate::set::CpuSet;
 /// Less than this many columns are of no use; a narrower drawing is as wide as this.
 const LEAST_WIDTH: usize = 40;
 
+/// A box with less room than this is rather alone in its row.
+const LEAST_INNER: usize = 32;
+
 /// How a machine is drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DrawOptions {
@@ -56,6 +59,13 @@ pub fn draw(machine: &Machine, options: &DrawOptions) -> String {
     text
 }
 
+/// Columns for the text in each of several boxes: so that two stand side by side where that leaves
+/// room enough to read.
+fn inner_width(width: usize, boxes: usize) -> usize {
+    let half = (width - 1) / 2 - 4;
+    if boxes > 1 && half >= LEAST_INNER { half } else { width - 4 }
+}
+
 struct Drawing<'a> {
     machine: &'a Machine,
     width: usize,
@@ -83,6 +93,10 @@ impl Drawing<'_> {
     /// Nodes in the order of their numbers; nodes of one package within its box.
     fn nodes(&self) -> Vec<String> {
         let several_packages = self.machine.packages().len() > 1;
+        // Where every node is the package of its number, the number says it all.
+        let same = |id: &NodeId| self.only_package(*id) == Some(PackageId(id.0));
+        let name_package = several_packages && !self.machine.cpu_nodes().iter().all(|id| same(&id));
+        let inner = inner_width(self.width, self.machine.nodes.len());
         let mut blocks = Vec::new();
         let mut drawn = BTreeSet::<NodeId>::new();
         for (id, node) in &self.machine.nodes {
@@ -101,7 +115,7 @@ impl Drawing<'_> {
                     drawn.extend(&together);
                     blocks.push(self.package_block(package, &together));
                 }
-                None => blocks.push(node::block(self.machine, *id, node, self.width - 4, several_packages)),
+                None => blocks.push(node::block(self.machine, *id, node, inner, name_package)),
             }
         }
         rows(&blocks, self.width, self.color)
@@ -109,7 +123,8 @@ impl Drawing<'_> {
 
     fn package_block(&self, package: PackageId, nodes: &[NodeId]) -> Block {
         let width = self.width - 4;
-        let block = |id: &NodeId| Some(node::block(self.machine, *id, self.machine.nodes.get(id)?, width - 4, false));
+        let inner = inner_width(width, nodes.len());
+        let block = |id: &NodeId| Some(node::block(self.machine, *id, self.machine.nodes.get(id)?, inner, false));
         let blocks: Vec<Block> = nodes.iter().filter_map(block).collect();
         Block { title: format!("package {package}"), lines: rows(&blocks, width, self.color) }
     }
@@ -129,7 +144,7 @@ impl Drawing<'_> {
             let cpus: Vec<String> = core.cpus.iter().map(|cpu| cpu.to_string()).collect();
             format!("[{}] is a core with its CPUs; LLC is a last-level cache.", cpus.join(" "))
         });
-        text.into_iter().collect()
+        text.map(|text| wrap_text(&text, self.width, 2)).unwrap_or_default()
     }
 
     /// What is on no node.

@@ -41,8 +41,18 @@ pub(super) fn block(machine: &Machine, id: NodeId, node: &Node, width: usize, na
         for package in packages {
             let of_package = |cpu| machine.cpus.get(&cpu).is_some_and(|cpu| cpu.package == Some(package));
             let cpus = node.cpus.iter().filter(|cpu| of_package(*cpu)).collect();
-            lines.push(format!("package {package}"));
-            lines.extend(cpu_lines(machine, &cpus, width - 2).into_iter().map(|line| format!("  {line}")));
+            let inner = cpu_lines(machine, &cpus, width - 2);
+            // A package with one cache is one line with it.
+            match inner.split_first().filter(|(_, cores)| cores.iter().all(|line| line.starts_with(' '))) {
+                Some((llc, cores)) if llc.starts_with("LLC ") => {
+                    lines.push(format!("package {package} · {llc}"));
+                    lines.extend_from_slice(cores);
+                }
+                _ => {
+                    lines.push(format!("package {package}"));
+                    lines.extend(inner.into_iter().map(|line| format!("  {line}")));
+                }
+            }
         }
     } else {
         lines.extend(cpu_lines(machine, &node.cpus, width));
@@ -77,13 +87,14 @@ fn cpu_lines(machine: &Machine, cpus: &CpuSet, width: usize) -> Vec<String> {
     let mut lines = Vec::new();
     for (llc, cores) in cores {
         let name = llc.map_or_else(|| "no LLC known".to_owned(), |llc| format!("LLC {llc}"));
+        let is_told = llc.is_some() || !machine.caches.is_empty();
         let size = llc_size(machine, Some(llc));
         if count > CORES_DRAWN {
             let cpus: CpuSet = cores.iter().flat_map(|core| core.cpus.iter()).collect();
-            let words = [format!("{name}{size}"), format!("CPUs {cpus},"), format!("{} cores", cores.len())];
+            let words = [format!("{name}{size}:"), format!("CPUs {cpus},"), format!("{} cores", cores.len())];
             lines.extend(wrap(&words, width, 2));
         } else {
-            lines.push(format!("{name}{size}"));
+            lines.extend(is_told.then(|| format!("{name}{size}")));
             lines.extend(core_lines(cores.into_iter(), width));
         }
     }
