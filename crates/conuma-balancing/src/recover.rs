@@ -16,7 +16,7 @@ use std::time::Duration;
 use conuma_topology::{CpuSet, VmName};
 use serde::{Deserialize, Serialize};
 
-use crate::action::VmSeen;
+use crate::action::{Event, VmSeen};
 use crate::check::{check_against_reality, usable};
 use crate::control::Vm;
 use crate::engine::{Engine, State};
@@ -46,19 +46,20 @@ impl Engine {
         timing: Timing,
         now: Duration,
     ) -> Self {
-        let same_host = journal.filter(|state| state.host == host);
-        let mut engine = Self::with(same_host.unwrap_or_else(|| State::new(host)), timing, now);
+        let journal = journal.filter(|state| state.host == host);
+        let known = journal.is_some();
+        let mut engine = Self::with(journal.unwrap_or_else(|| State::new(host)), timing, now);
         let gone: Vec<VmName> = engine.state.vms.keys().filter(|name| !found.contains_key(*name)).cloned().collect();
         for name in gone {
-            engine.update(crate::action::Event::VmGone { vm: name }, now);
+            engine.update(Event::VmGone { vm: name }, now);
         }
         engine.cut_transfers(now);
+        let raised = reconciled(&engine.state.ledger, &engine.state.host, &found);
+        let journal = std::mem::replace(&mut engine.state.ledger, raised);
+        let record = if known { &journal } else { &engine.state.ledger };
         let seen = found.values().map(|vm| (&vm.spec, &vm.seen));
-        let state = &engine.state;
-        engine
-            .notices
-            .extend(check_against_reality(&state.host, &state.ledger, seen).into_iter().map(Notice::Violated));
-        engine.state.ledger = reconciled(&engine.state.ledger, &engine.state.host, &found);
+        let wrong = check_against_reality(&engine.state.host, record, seen);
+        engine.notices.extend(wrong.into_iter().map(Notice::Violated));
         engine.state.vms = found.into_iter().map(|(name, vm)| (name, resumed(vm, now))).collect();
         engine
     }

@@ -1,1 +1,247 @@
+//! Properties of the engine under random scripts of requests and faults. After every single step the
+//! world is checked: the ledger by itself, and against what VMs could really use.
+//!
+//! The names say what would be wrong if they failed:
+//! `a_core_is_usable_by_at_most_one_vm` (I1), `a_node_is_never_overcommitted` (I2),
+//! `a_plan_never_takes_a_vm_below_its_guarantee` (I3), `every_transfer_ends_by_its_deadline` (I4),
+//! `the_ledger_is_never_below_real_use` (I5).
 
+use std::collections::BTreeMap;
+
+use conuma_topology::{NodeId, VmName};
+use proptest::prelude::*;
+
+use super::world::*;
+use crate::*;
+
+/// One step of a script. Numbers pick among what is there.
+#[derive(Debug, Clone)]
+enum Op {
+    Lend { from: usize, to: usize, cores: usize, node: u32, memory: u64, below: bool },
+    Recall(usize),
+    Set { vm: usize, cores: usize, node: u32, memory: u64 },
+    Deliver { pick: usize, fate: Fate },
+    GuestMoves { vm: usize, node: u32 },
+    Tick,
+    Disconnect(usize),
+    Connect(usize),
+    Reset(usize),
+    Kill(usize),
+    Start(usize),
+    Crash { keep_journal: bool },
+}
+
+const NAMES: [&str; 3] = ["a", "b", "c"];
+const NODES: u32 = 2;
+
+fn fates() -> impl Strategy<Value = Fate> {
+    prop_oneof![
+        12 => Just(Fate::Works),
+        1 => Just(Fate::AnswerLost),
+        1 => Just(Fate::Lost),
+        1 => Just(Fate::Fails),
+        2 => Just(Fate::Refused),
+        1 => Just(Fate::Twice),
+    ]
+}
+
+fn ops() -> impl Strategy<Value = Op> {
+    let vm = 0..NAMES.len();
+    let lend = (vm.clone(), vm.clone(), 0..3usize, 0..NODES, 0..4u64, any::<bool>());
+    prop_oneof![
+        4 => lend.prop_map(|(from, to, cores, node, memory, below)| Op::Lend { from, to, cores, node, memory, below }),
+        2 => vm.clone().prop_map(Op::Recall),
+        2 => (vm.clone(), 1..5usize, 0..NODES, 1..5u64)
+            .prop_map(|(vm, cores, node, memory)| Op::Set { vm, cores, node, memory }),
+        40 => (0..8usize, fates()).prop_map(|(pick, fate)| Op::Deliver { pick, fate }),
+        16 => (vm.clone(), 0..NODES).prop_map(|(vm, node)| Op::GuestMoves { vm, node }),
+        10 => Just(Op::Tick),
+        1 => vm.clone().prop_map(Op::Disconnect),
+        2 => vm.clone().prop_map(Op::Connect),
+        1 => vm.clone().prop_map(Op::Reset),
+        1 => vm.clone().prop_map(Op::Kill),
+        2 => vm.prop_map(Op::Start),
+        1 => any::<bool>().prop_map(|keep_journal| Op::Crash { keep_journal }),
+    ]
+}
+
+fn scripts() -> impl Strategy<Value = Vec<Op>> {
+    prop::collection::vec(ops(), 1..120)
+}
+
+/// Two nodes with three cores of two CPUs and ten units each; two VMs run, a third may be started.
+fn world() -> World {
+    let host = host(NODES, 3, 2, 10);
+    let specs = vec![spec(&host, "a", "0-3", 4), spec(&host, "b", "6-9", 4)];
+    let third = spec(&host, "c", "4-5", 2);
+    let mut world = World::with(host, specs);
+    world.specs.insert(third.name.clone(), third);
+    world
+}
+
+fn demand(cores: usize, node: u32, memory: u64) -> Demand {
+    let cores = (cores > 0).then_some(CoreDemand::Count(cores));
+    Demand { cores, memory: (memory > 0).then(|| MemoryDemand::PerNode(on(node, memory))) }
+}
+
+fn vm(index: usize) -> VmName {
+    name(NAMES[index])
+}
+
+fn play(world: &mut World, op: &Op) {
+    match *op {
+        Op::Lend { from, to, cores, node, memory, below } => {
+            let what = demand(cores, node, memory);
+            let _ = world.ask(Request::Lend { from: vm(from), to: vm(to), what, below_guarantee: below });
+        }
+        Op::Recall(to) => drop(world.ask(Request::Recall { to: vm(to) })),
+        Op::Set { vm: index, cores, node, memory } => {
+            let what = demand(cores, node, memory);
+            drop(world.ask(Request::Set { vm: vm(index), what, below_guarantee: false }));
+        }
+        Op::Deliver { pick, fate } => {
+            let lanes: Vec<(VmName, Lane)> = world.in_flight.keys().cloned().collect();
+            if let Some((vm, lane)) = lanes.get(pick % lanes.len().max(1)) {
+                world.deliver(vm, *lane, fate);
+            }
+        }
+        Op::GuestMoves { vm: index, node } => drop(world.guest_moves(&vm(index), NodeId(node))),
+        Op::Tick => drop(world.tick()),
+        Op::Disconnect(index) => world.disconnect(&vm(index)),
+        Op::Connect(index) => world.connect(&vm(index)),
+        Op::Reset(index) => world.reset(&vm(index)),
+        Op::Kill(index) => world.kill(&vm(index)),
+        Op::Start(index) => {
+            let spec = world.specs[&vm(index)].clone();
+            if world.engine.start(spec, world.now).is_ok() {
+                world.boot(&vm(index));
+            }
+        }
+        Op::Crash { keep_journal } => world.crash(keep_journal),
+    }
+}
+
+/// Plays a script and looks with `check` after every step.
+fn run(script: &[Op], mut check: impl FnMut(&World)) -> World {
+    let mut world = world();
+    check(&world);
+    for op in script {
+        play(&mut world, op);
+        check(&world);
+    }
+    world
+}
+
+fn none_of(world: &World, wrong: impl Fn(&Violation) -> bool) {
+    let found: Vec<Violation> = world.violations().into_iter().filter(wrong).collect();
+    assert!(found.is_empty(), "{found:#?}\nreally: {:#?}\nstate: {:#?}", world.vms, world.engine.state());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_core_is_usable_by_at_most_one_vm(script in scripts()) {
+        run(&script, |world| none_of(world, |violation| {
+            matches!(violation, Violation::CoreUsableTwice { .. } | Violation::CoreHeldTwice { .. })
+        }));
+    }
+
+    #[test]
+    fn a_node_is_never_overcommitted(script in scripts()) {
+        run(&script, |world| none_of(world, |violation| matches!(violation, Violation::OverCapacity { .. })));
+    }
+
+    #[test]
+    fn the_ledger_is_never_below_real_use(script in scripts()) {
+        run(&script, |world| none_of(world, |violation| matches!(violation, Violation::BeyondLedger { .. })));
+    }
+
+    #[test]
+    fn nothing_is_lost_or_split(script in scripts()) {
+        run(&script, |world| none_of(world, |_| true));
+    }
+
+    #[test]
+    fn a_plan_never_takes_a_vm_below_its_guarantee(script in scripts()) {
+        let mut world = world();
+        for op in &script {
+            let before = shortage(&world);
+            let excused = matches!(op, Op::Lend { below: true, .. }) || excuses(&world);
+            play(&mut world, op);
+            let killed = matches!(op, Op::Kill(_) | Op::Start(_) | Op::Crash { .. });
+            for (vm, short) in shortage(&world) {
+                let was = before.get(&vm).copied().unwrap_or(0);
+                prop_assert!(short <= was || excused || killed, "{vm} is {short} short, was {was}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_transfer_ends_by_its_deadline(script in scripts()) {
+        let mut world = run(&script, |world| none_of(world, |violation| matches!(violation, Violation::Overdue { .. })));
+        // Nobody answers any more: everything ends all the same.
+        world.in_flight.clear();
+        let mut steps = 0;
+        while !world.engine.state.transfers.is_empty() {
+            prop_assert!(world.tick() && steps < 10_000, "transfers that never end");
+            none_of(&world, |violation| matches!(violation, Violation::Overdue { .. }));
+            steps += 1;
+        }
+    }
+
+    #[test]
+    fn reality_follows_the_ledger_when_everyone_answers(script in scripts()) {
+        let mut world = run(&script, |_| {});
+        let names: Vec<VmName> = world.vms.keys().cloned().collect();
+        names.iter().for_each(|name| world.connect(name));
+        world.run_until_settled();
+        for (name, real) in &world.vms {
+            let held = world.engine.ledger().vm(name);
+            prop_assert_eq!(&real.open, &held.cpus);
+            prop_assert_eq!(real.using.as_ref(), Some(&held.cpus));
+            for (node, plugged) in &real.plugged {
+                prop_assert_eq!(plugged.size + world.specs[name].boot[node], held.on(*node));
+            }
+        }
+        none_of(&world, |_| true);
+    }
+
+    #[test]
+    fn a_doubled_answer_changes_nothing(script in scripts()) {
+        let once: Vec<Op> = script.iter().map(|op| match op {
+            Op::Deliver { pick, fate: Fate::Twice } => Op::Deliver { pick: *pick, fate: Fate::Works },
+            other => other.clone(),
+        }).collect();
+        let (twice, once) = (run(&script, |_| {}), run(&once, |_| {}));
+        prop_assert_eq!(twice.engine.state(), once.engine.state());
+    }
+
+    #[test]
+    fn the_journal_reads_back_as_it_was_written(script in scripts()) {
+        let world = run(&script, |_| {});
+        let text = serde_json::to_string(world.engine.state()).unwrap();
+        let read: State = serde_json::from_str(&text).unwrap();
+        prop_assert_eq!(world.engine.state(), &read);
+    }
+}
+
+fn shortage(world: &World) -> BTreeMap<VmName, u64> {
+    let host = world.engine.host();
+    let weight = |short: &Shortage| match short {
+        Shortage::Cores(n) => *n as u64 * 1000,
+        Shortage::Cpus(cpus) => cpus.len() as u64 * 1000,
+        Shortage::Memory(bytes) | Shortage::NodeMemory(_, bytes) => bytes.0 / UNIT.0,
+    };
+    let of = |view: VmView| {
+        let short = shortages(host, &view.spec.guarantee, &view.holding);
+        (view.spec.name, short.iter().map(weight).sum())
+    };
+    world.engine.vms().into_iter().map(of).collect()
+}
+
+/// Whether a lend is on its way whose owner agreed to fall below the guarantee.
+fn excuses(world: &World) -> bool {
+    let agreed = |report: &Report| matches!(report.request, Request::Lend { below_guarantee: true, .. });
+    world.engine.reports().iter().any(|report| report.ended.is_none() && agreed(report))
+}
