@@ -2,11 +2,13 @@
 
 mod error;
 mod facts;
-pub mod fake;
 pub mod gate;
+mod gates;
+pub mod qemu;
 pub mod qmp;
 mod vm;
 
 pub use error::HypervisorError;
 pub use facts::HypervisorFacts;
+pub use gates::{CgroupRoot, GateRoot, Gates};
 pub use vm::{Hypervisor, MemoryState, RunState, Vm, VmEvent};

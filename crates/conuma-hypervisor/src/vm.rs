@@ -73,8 +73,17 @@ pub trait Vm: Send + Sync {
     /// Puts threads that appeared since into their leaf, and vCPU threads that someone moved back; how many were moved.
     async fn adopt_threads(&self) -> Result<usize, HypervisorError>;
 
+    /// Sets the ceiling on host memory (`memory.max`) for so much guest memory, boot memory included, and what the
+    /// hypervisor needs on top. At start the ceiling is for all that the plan allows. Raise it before memory is given, lower
+    /// it after memory was taken: a guest at its ceiling is slow, then killed.
+    async fn limit_memory(&self, guest: Bytes) -> Result<(), HypervisorError>;
+
     /// Where the VM's memory really is: bytes by host node, of all its mappings.
     async fn memory_by_node(&self) -> Result<BTreeMap<NodeId, Bytes>, HypervisorError>;
+
+    /// What the guest wrote to its first serial port since this was last read, the last 64 KiB at most; an error if the VM
+    /// file attached that port elsewhere. Text from a guest: show it with care.
+    async fn console(&self) -> Result<String, HypervisorError>;
 
     /// Events from now on.
     fn events(&self) -> broadcast::Receiver<VmEvent>;

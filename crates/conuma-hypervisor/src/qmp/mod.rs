@@ -96,6 +96,7 @@ pub struct Qmp {
     open: watch::Receiver<bool>,
     reader: AbortHandle,
     greeting: Value,
+    peer: Option<u32>,
 }
 
 impl Qmp {
@@ -103,7 +104,9 @@ impl Qmp {
     pub async fn connect(path: &Path, budget: Duration) -> Result<Self, QmpError> {
         let connect = async {
             let failed = |reason: std::io::Error| QmpError::Connect { path: path.into(), reason: reason.to_string() };
-            let (reader, writer) = UnixStream::connect(path).await.map_err(failed)?.into_split();
+            let stream = UnixStream::connect(path).await.map_err(failed)?;
+            let peer = stream.peer_cred().ok().and_then(|peer| u32::try_from(peer.pid()?).ok());
+            let (reader, writer) = stream.into_split();
             let mut reader = BufReader::new(reader);
             let wrong = |reason: String| QmpError::Greeting { path: path.into(), reason };
             let line = next_line(&mut reader).await.map_err(|e| wrong(e.to_string()))?;
@@ -111,11 +114,12 @@ impl Qmp {
             if greeting.get("QMP").is_none() {
                 return Err(wrong("no `QMP` in its first line".into()));
             }
-            Ok((reader, writer, greeting))
+            Ok((reader, writer, greeting, peer))
         };
         let timed_out = |_| QmpError::TimedOut { command: "greeting".into(), budget };
-        let (reader, writer, greeting) = tokio::time::timeout(budget, connect).await.map_err(timed_out)??;
-        let qmp = Self::serve(reader, writer, greeting);
+        let (reader, writer, greeting, peer) = tokio::time::timeout(budget, connect).await.map_err(timed_out)??;
+        let mut qmp = Self::serve(reader, writer, greeting);
+        qmp.peer = peer;
         qmp.call("qmp_capabilities", json!({}), budget).await?;
         Ok(qmp)
     }
@@ -126,13 +130,27 @@ impl Qmp {
         let (closing, open) = watch::channel(true);
         let task = tokio::spawn(read(reader, waiting.clone(), events.clone(), closing));
         let reader = task.abort_handle();
-        Self { writer: Mutex::new(writer), waiting, next_id: AtomicU64::new(1), events, open, reader, greeting }
+        Self {
+            writer: Mutex::new(writer),
+            waiting,
+            next_id: AtomicU64::new(1),
+            events,
+            open,
+            reader,
+            greeting,
+            peer: None,
+        }
     }
 
     /// QEMU's version as its greeting tells it: major, minor, micro.
     pub fn version(&self) -> Option<(u64, u64, u64)> {
         let version = &self.greeting["QMP"]["version"]["qemu"];
         Some((version["major"].as_u64()?, version["minor"].as_u64()?, version["micro"].as_u64()?))
+    }
+
+    /// The process that listens at the socket, as the kernel knows it.
+    pub fn peer(&self) -> Option<u32> {
+        self.peer
     }
 
     /// Runs a command and gives its `return` value.

@@ -1,0 +1,183 @@
+//! The QEMU back end.
+
+mod command;
+mod probe;
+mod process;
+mod vm;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use conuma_binding::BindingPlan;
+use conuma_linux::cgroup::Limit;
+use conuma_linux::procfs::{Pid, ProcFs};
+use conuma_topology::{Bytes, CpuId, CpuSet, VcpuId};
+use serde_json::json;
+
+pub use command::{command_line, shell_text};
+
+use crate::error::HypervisorError;
+use crate::facts::HypervisorFacts;
+use crate::gates::{GateRoot, Gates};
+use crate::qmp::{Qmp, QmpError};
+use crate::vm::{Hypervisor, Vm};
+use process::{LaunchError, Process, remove_file};
+use vm::QemuVm;
+
+/// Until QEMU listens: it loads a kernel and an initial file system first.
+const START_BUDGET: Duration = Duration::from_secs(60);
+/// Until QEMU greets a daemon that comes back.
+const ATTACH_BUDGET: Duration = Duration::from_secs(10);
+/// Until a QEMU that failed to start is gone.
+const CLEANUP_BUDGET: Duration = Duration::from_secs(10);
+
+/// QEMU on this host.
+#[derive(Debug)]
+pub struct Qemu {
+    program: PathBuf,
+    facts: HypervisorFacts,
+    gates: Arc<dyn GateRoot>,
+    proc: ProcFs,
+}
+
+impl Qemu {
+    /// Asks `program` what it can do. VMs get their gates from `gates`; `proc` reads threads and memory maps; `scratch` is
+    /// a directory for the files of the question.
+    pub async fn probe(
+        program: impl Into<PathBuf>,
+        gates: Arc<dyn GateRoot>,
+        proc: ProcFs,
+        scratch: &Path,
+    ) -> Result<Self, HypervisorError> {
+        let program = program.into();
+        let facts = probe::probe(&program, scratch).await?;
+        tracing::info!(version = facts.version, program = %program.display(), "hypervisor");
+        Ok(Self { program, facts, gates, proc })
+    }
+
+    fn possible(&self, plan: &BindingPlan) -> Result<(), HypervisorError> {
+        let refused = |reason: &str| HypervisorError::Refused { vm: plan.name.clone(), reason: reason.into() };
+        if plan.cid.is_some() && !self.facts.vsock {
+            return Err(refused("this QEMU has no vhost-vsock device"));
+        }
+        if !plan.bridges.is_empty() && !(self.facts.vfio && self.facts.pxb_pcie) {
+            return Err(refused("this QEMU has no vfio-pci or no pxb-pcie device, so none can be passed through"));
+        }
+        Ok(())
+    }
+
+    async fn launch(&self, plan: &BindingPlan, gates: &Arc<dyn Gates>) -> Result<Arc<dyn Vm>, HypervisorError> {
+        let args = command_line(plan, &self.facts);
+        let entrance = gates.entrance();
+        let files = &plan.files;
+        let (process, qmp) =
+            Process::launch(&self.program, &args, entrance.as_deref(), &files.qmp_socket, &files.log, START_BUDGET)
+                .await
+                .map_err(|error| launch_failed(plan, error))?;
+        let made = QemuVm::new(plan, process, qmp, gates.clone(), self.proc.clone()).await;
+        let vm = made.map_err(|(process, error)| {
+            process.kill();
+            error
+        })?;
+        Ok(Arc::new(vm))
+    }
+
+    /// Removes what a VM left behind that does not run.
+    async fn clean_up(&self, plan: &BindingPlan, gates: &dyn Gates) -> Result<(), HypervisorError> {
+        if gates.exist() {
+            // Kernels without cgroup.kill: whatever is there will have to be found by removal failing.
+            let _ = gates.kill();
+            vm::remove_gates(&plan.name, gates, CLEANUP_BUDGET).await?;
+        }
+        for path in [&plan.files.qmp_socket, &plan.files.pid_file] {
+            remove_file(path).map_err(|source| HypervisorError::File {
+                vm: plan.name.clone(),
+                what: "remove",
+                path: path.clone(),
+                source,
+            })?;
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Hypervisor for Qemu {
+    fn facts(&self) -> &HypervisorFacts {
+        &self.facts
+    }
+
+    async fn start(&self, plan: &BindingPlan, open: &CpuSet) -> Result<Arc<dyn Vm>, HypervisorError> {
+        self.possible(plan)?;
+        let gates = self.gates.of(&plan.name);
+        match Qmp::connect(&plan.files.qmp_socket, ATTACH_BUDGET).await {
+            Err(QmpError::Connect { .. }) => self.clean_up(plan, gates.as_ref()).await?,
+            _ => return Err(HypervisorError::Exists { vm: plan.name.clone() }),
+        }
+        let failed = |source| HypervisorError::Gate { vm: plan.name.clone(), source };
+        let started = match gates.create(&vcpu_cpus(plan), open, &plan.emulator_cpus).map_err(failed) {
+            Ok(()) => match gates.set_memory_max(Limit::At(ceiling(plan))).map_err(failed) {
+                Ok(()) => self.launch(plan, &gates).await,
+                Err(error) => Err(error),
+            },
+            Err(error) => Err(error),
+        };
+        if started.is_err()
+            && let Err(error) = self.clean_up(plan, gates.as_ref()).await
+        {
+            tracing::warn!(vm = %plan.name, error = &error as &dyn std::error::Error, "leftovers of a failed start");
+        }
+        started
+    }
+
+    async fn attach(&self, plan: &BindingPlan) -> Result<Option<Arc<dyn Vm>>, HypervisorError> {
+        let gates = self.gates.of(&plan.name);
+        let failed = |source| HypervisorError::Qmp { vm: plan.name.clone(), source };
+        let qmp = match Qmp::connect(&plan.files.qmp_socket, ATTACH_BUDGET).await {
+            Ok(qmp) => qmp,
+            Err(QmpError::Connect { .. }) => {
+                self.clean_up(plan, gates.as_ref()).await?;
+                return Ok(None);
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        let refused = |reason: String| HypervisorError::Refused { vm: plan.name.clone(), reason };
+        let name = qmp.call("query-name", json!({}), ATTACH_BUDGET).await.map_err(failed)?;
+        if name["name"] != plan.name.as_str() {
+            return Err(refused(format!("its monitor belongs to a VM that calls itself {}", name["name"])));
+        }
+        let pid = qmp.peer().ok_or_else(|| refused("the kernel does not tell whose its monitor is".into()))?;
+        let process =
+            Process::of(Pid(pid)).map_err(|source| refused(format!("cannot watch process {pid}: {source}")))?;
+        let made = QemuVm::new(plan, process, qmp, gates, self.proc.clone()).await;
+        Ok(Some(Arc::new(made.map_err(|(_, error)| error)?)))
+    }
+}
+
+fn launch_failed(plan: &BindingPlan, error: LaunchError) -> HypervisorError {
+    let vm = plan.name.clone();
+    match error {
+        LaunchError::Io { what, path, source } => HypervisorError::File { vm, what, path, source },
+        LaunchError::Ended(log) => HypervisorError::EndedEarly { vm, log },
+        LaunchError::Monitor(source) => HypervisorError::Qmp { vm, source },
+    }
+}
+
+fn vcpu_cpus(plan: &BindingPlan) -> BTreeMap<VcpuId, CpuId> {
+    plan.replica.vcpus.iter().map(|vcpu| (vcpu.id, vcpu.cpu)).collect()
+}
+
+/// The most memory the VM's process could need: everything its guest may ever have, and QEMU itself.
+fn ceiling(plan: &BindingPlan) -> Bytes {
+    let all: Bytes = plan.memory.iter().map(|node| node.boot + node.maximum).sum();
+    with_overhead(plan.envelope_memory.map_or(all, |limit| all.min(limit)))
+}
+
+/// Guest memory and what QEMU and KVM need for it: page tables and dirty maps (0.3 %), QEMU's own heap, and
+/// buffers of its devices.
+fn with_overhead(guest: Bytes) -> Bytes {
+    guest + Bytes(guest.0 / 256) + Bytes::mib(512)
+}
