@@ -82,6 +82,20 @@ fn a_plan_binds_every_node() {
 }
 
 #[test]
+fn the_command_line_has_an_option_a_line() {
+    let dir = with_vm_file(VM);
+    let ran = conuma(dir.path(), "plan a.toml --topology 2n2c1t@1G --qemu --state /var/lib/conuma");
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(ran.out.starts_with("qemu-system-x86_64 \\\n  -name guest=a,"), "{}", ran.out);
+    assert!(ran.out.contains("/var/lib/conuma/vms/a/qmp.sock"), "{}", ran.out);
+    let json = conuma(dir.path(), "plan a.toml --topology 2n2c1t@1G --qemu --json");
+    let words: Vec<String> = serde_json::from_str(&json.out).expect("JSON");
+    assert_eq!(words.first().map(String::as_str), Some("qemu-system-x86_64"));
+    let plain = |text: &str| text.replace(['\\', '\n', '\'', ' '], "");
+    assert_eq!(plain(&words.concat()), plain(&ran.out), "text and JSON say the same");
+}
+
+#[test]
 fn what_is_wrong_with_a_topology_is_told() {
     let dir = with_vm_file(VM);
     check_fails(dir.path(), "topology --topology 2x", 1, &["`2x` is neither a directory nor a file", "because:"]);

@@ -1,7 +1,11 @@
 //! What needs no daemon: `topology`, `plan`, `completions`, `man`.
 
+use std::path::Path;
+
 use anyhow::Context;
 use conuma_binding::{Accel, BindingPlan, PlanOptions, Reserve, VmSpec, render_table};
+use conuma_hypervisor::HypervisorFacts;
+use conuma_hypervisor::qemu::{command_line, shell_text};
 use conuma_topology::{DrawOptions, draw};
 
 use crate::Outcome;
@@ -24,7 +28,16 @@ pub(super) fn plan(args: &PlanArgs, console: &mut Console<'_>) -> anyhow::Result
     let dir = args.state.join("vms").join(spec.name.as_str());
     let options = PlanOptions { accel: Accel::default(), cid: Some(args.cid), dir };
     let plan = BindingPlan::new(&spec, &machine, &reserve, &options)?;
-    console.result(&plan, |plan, _| render_table(plan))?;
+    if !args.qemu {
+        console.result(&plan, |plan, _| render_table(plan))?;
+        return Ok(Outcome::Done);
+    }
+    let facts = HypervisorFacts::qemu_10();
+    let words = command_line(&plan, &facts);
+    console
+        .remark(&format!("for {}; `conuma start --preview --json` tells what the daemon would run", facts.version))?;
+    let all: Vec<&String> = std::iter::once(&args.qemu_program).chain(&words).collect();
+    console.result(&all, |_, _| shell_text(Path::new(&args.qemu_program), &words))?;
     Ok(Outcome::Done)
 }
 

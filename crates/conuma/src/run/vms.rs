@@ -22,7 +22,13 @@ pub(super) async fn start(client: &Client, args: &StartArgs, console: &mut Conso
     }
     let mut changes = Changes::listen(client, None, Some(args.deadline)).await?;
     console.progress(&[format!("starting {}", args.file.display())])?;
-    let mut vm = client.start(&text, args.wait != WaitFor::None).await?;
+    let Ok(started) = tokio::time::timeout(args.deadline, client.start(&text, args.wait != WaitFor::None)).await else {
+        let what = format!("QEMU did not run the guest of {} within {:?}", args.file.display(), args.deadline);
+        return Err(
+            WithHint { what, hint: "the daemon goes on: `conuma list` and `conuma events` tell how".into() }.into()
+        );
+    };
+    let mut vm = started?;
     if args.wait == WaitFor::Agent {
         vm = agent(client, vm, &mut changes, args.deadline, console).await?;
     }
