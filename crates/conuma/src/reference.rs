@@ -20,8 +20,13 @@ pub fn markdown() -> String {
     for (group, names) in cli::GROUPS {
         text.push_str(&format!("\n## {group}\n"));
         for name in names {
-            if let Some(command) = root.find_subcommand_mut(name) {
-                text.push_str(&section("###", &format!("conuma {name}"), command));
+            if let Some(command) = root.find_subcommand(name) {
+                // Told once, with the program's own help.
+                let mut command = command.clone().mut_args(|arg| {
+                    let everywhere = arg.is_global_set();
+                    arg.hide(everywhere)
+                });
+                text.push_str(&section("###", &format!("conuma {name}"), &mut command));
             }
         }
     }
@@ -57,7 +62,7 @@ pub fn completions(shell: clap_complete::Shell, out: &mut dyn Write) -> io::Resu
 }
 
 fn sized(command: Command) -> Command {
-    let mut command = command.term_width(WIDTH).disable_version_flag(true);
+    let mut command = command.term_width(WIDTH);
     command.build();
     command
 }

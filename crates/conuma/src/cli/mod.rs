@@ -111,9 +111,9 @@ pub enum Command {
 #[command(after_long_help = "\
 Examples:
   conuma topology
-  conuma topology --topology 4n2c2t@1G         four nodes, two cores each, two threads a core, 1 GiB each
-  conuma topology --topology saved/            a directory with a copy of another machine's /sys and /proc
-  conuma topology --json > machine.json        and again: conuma topology --topology machine.json")]
+  conuma topology --topology 4n2c2t@1G      4 nodes of 2 cores of 2 threads, 1 GiB each
+  conuma topology --topology saved/         a copy of another machine's sys/ and proc/
+  conuma topology --json > m.json           and again: conuma topology --topology m.json")]
 pub struct TopologyArgs {
     /// Where sys/ and proc/ of the machine are
     #[arg(long, value_name = "DIR", default_value = "/", value_hint = ValueHint::DirPath, conflicts_with = "topology")]
@@ -186,7 +186,7 @@ pub struct ReserveArgs {
 Examples:
   conuma start a.toml
   conuma start a.toml --preview                what the daemon would start, and do nothing
-  conuma start a.toml --wait none              return as soon as QEMU runs")]
+  conuma start a.toml --wait boot              return as soon as QEMU runs the guest")]
 pub struct StartArgs {
     /// The VM file
     #[arg(value_name = "VM.toml", value_hint = ValueHint::FilePath)]
@@ -209,7 +209,7 @@ pub enum WaitFor {
     Agent,
     /// Until QEMU runs the guest
     Boot,
-    /// Not at all
+    /// Only until its resources are booked
     None,
 }
 
@@ -231,9 +231,9 @@ pub struct StopArgs {
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
-  conuma show                                  the host: who holds which core, and node memory
-  conuma show a                                holding, guarantee, limit, loans, memory, gates, agent
-  conuma show a --watch                        the same, again whenever something changes")]
+  conuma show               the host: who holds which core, and node memory
+  conuma show a             holding, guarantee, limit, loans, memory, gates, agent
+  conuma show a --watch     the same, again whenever something changes")]
 pub struct ShowArgs {
     /// The VM; the whole host without it
     #[arg(value_name = "VM")]
