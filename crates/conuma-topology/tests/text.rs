@@ -1,5 +1,5 @@
 //! The text form: what each item means, what is refused and how, and that it reads back.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use conuma_topology::{Bytes, CpuId, Machine, NodeId};
 use proptest::prelude::*;
@@ -46,6 +46,7 @@ fn the_shortest_form_is_printed() {
         "node0 cpus=0-3 mem=4G; node1 mem=8G; node2 cpus=4-7; smt=2",
     );
     check_prints_as("node0 cpus=0-7 mem=4G; cores=0,4/1,5/2,6/3,7", "node0 cpus=0-7 mem=4G; cores=0,4/1,5/2,6/3,7");
+    check_prints_as("2n2c@1G; cpus=4-5", "node0 cpus=0-1 mem=1G; node1 cpus=2-3 mem=1G; cpus=4-5");
     check_prints_as(
         "4n2c1t@1G; dev 0000:3b:00.0 node=2 class=020000 gives=eth0",
         "4n2c1t@1G; dev 0000:3b:00.0 node=2 class=020000 gives=eth0",

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use conuma_topology::{Core, CoreId, Cpu, CpuId, CpuSet, DieId, Machine, PackageId};
+use conuma_topology::{Core, CoreId, Cpu, CpuId, CpuSet, DieId, Machine, NodeId, PackageId};
 
 use super::groups::{Believed, believe};
 use super::notes::Notes;
@@ -66,16 +66,47 @@ pub(super) fn read_topology(tree: &Tree, online: &CpuSet, machine: &mut Machine,
             format!("the siblings of CPUs {silent} are not told: each was taken for a core of its own"),
         );
         cores.groups.extend(silent.iter().map(|cpu| CpuSet::from([cpu])));
-        cores.groups.sort_by_key(CpuSet::first);
     }
-    for (id, cpus) in (0..).map(CoreId).zip(cores.groups) {
+    name_cores(machine, cores.groups);
+    read_packages(tree, online, machine, notes);
+    read_dies(tree, online, machine);
+}
+
+/// Numbers cores in the order of their first CPU.
+pub(super) fn name_cores(machine: &mut Machine, mut cores: Vec<CpuSet>) {
+    cores.sort_by_key(CpuSet::first);
+    machine.cores.clear();
+    for (id, cpus) in (0..).map(CoreId).zip(cores) {
         for cpu in cpus.iter() {
             set(machine, cpu, |cpu| cpu.core = Some(id));
         }
         machine.cores.insert(id, Core { cpus });
     }
-    read_packages(tree, online, machine, notes);
-    read_dies(tree, online, machine);
+}
+
+/// Splits cores whose CPUs are on several nodes: no core is, so the siblings were a lie, or the nodes.
+/// Either way neither half may be lent as if it were a core on one node.
+pub(super) fn split_straddling(machine: &mut Machine, notes: &mut Notes) {
+    let mut split = CpuSet::new();
+    let mut parts = Vec::new();
+    for core in machine.cores.values() {
+        let mut by_node = BTreeMap::<NodeId, CpuSet>::new();
+        let first = core.cpus.iter().find_map(|cpu| machine.node_of(cpu)).unwrap_or(NodeId(0));
+        for cpu in core.cpus.iter() {
+            by_node.entry(machine.node_of(cpu).unwrap_or(first)).or_default().insert(cpu);
+        }
+        if by_node.len() > 1 {
+            split.extend(core.cpus.iter());
+        }
+        parts.extend(by_node.into_values());
+    }
+    if !split.is_empty() {
+        notes.add(
+            format!("{CPUS}/cpu*/topology"),
+            format!("CPUs {split} are said to be SMT siblings of CPUs on other nodes: believed the nodes"),
+        );
+        name_cores(machine, parts);
+    }
 }
 
 /// What every CPU says of its neighbours, from the first of `files` that is there. The mask is

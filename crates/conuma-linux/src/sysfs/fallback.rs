@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use conuma_topology::{Core, CoreId, CpuId, CpuSet, Machine, PackageId};
+use conuma_topology::{CpuId, CpuSet, Machine, PackageId};
 
-use super::cpus::unknown_cpu;
+use super::cpus::{name_cores, unknown_cpu};
 use super::notes::Notes;
 use super::tree::Tree;
 
@@ -39,14 +39,7 @@ pub(super) fn read(tree: &Tree, machine: &mut Machine, notes: &mut Notes) -> Opt
             None => alone.push(CpuSet::from([*id])),
         }
     }
-    let mut groups: Vec<CpuSet> = cores.into_values().chain(alone).collect();
-    groups.sort_by_key(CpuSet::first);
-    for (id, cpus) in (0..).map(CoreId).zip(groups) {
-        for cpu in cpus.iter() {
-            machine.cpus.entry(cpu).and_modify(|cpu| cpu.core = Some(id));
-        }
-        machine.cores.insert(id, Core { cpus });
-    }
+    name_cores(machine, cores.into_values().chain(alone).collect());
     Some(())
 }
 

@@ -68,6 +68,7 @@ pub fn read_machine(root: &Path) -> Result<Machine, ReadError> {
     }
     let online = machine.online_cpus();
     nodes::read(&tree, &online, &mut machine, &mut notes);
+    cpus::split_straddling(&mut machine, &mut notes);
     hmat::read(&tree, &mut machine);
     pci::read(&tree, &mut machine, &mut notes);
     machine.notes = notes.into_inner();

@@ -207,6 +207,13 @@ fn read_distances(tree: &Tree, kernel_nodes: &[NodeId], machine: &mut Machine, n
             notes.add(format!("{NODES}/node{id}/distance"), text);
             return;
         };
+        let own = columns.iter().position(|column| column == id).and_then(|at| row.get(at)).copied().unwrap_or(0);
+        if own < 10 || row.iter().any(|distance| *distance < own) {
+            let text =
+                format!("the row of node {id} has a distance below 10 or nearer than itself: distances left unknown");
+            notes.add(format!("{NODES}/node{id}/distance"), text);
+            return;
+        }
         if kept.contains(id) {
             let cells = columns.iter().zip(row).filter(|(column, _)| kept.contains(column));
             values.push(cells.map(|(_, distance)| *distance).collect());

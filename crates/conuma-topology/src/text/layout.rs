@@ -26,6 +26,8 @@ pub(super) struct Layout {
     /// `None`: left open; empty: unknown.
     pub(super) distances: Option<Vec<Vec<u32>>>,
     pub(super) offline: CpuSet,
+    /// Online CPUs on no node.
+    pub(super) loose: CpuSet,
     pub(super) devices: BTreeMap<PciAddress, PciDevice>,
 }
 
@@ -60,9 +62,7 @@ impl Layout {
             machine.cpus.extend(node.cpus.iter().map(|cpu| (cpu, Cpu { node: Some(id), ..ONLINE })));
             machine.nodes.insert(id, node);
         }
-        for cpus in [&cores, &packages, &dies, &llcs].into_iter().flatten().map(|(_, cpus)| cpus) {
-            cpus.iter().for_each(|cpu| _ = machine.cpus.entry(cpu).or_insert(ONLINE));
-        }
+        machine.cpus.extend(self.loose.iter().map(|cpu| (cpu, ONLINE)));
         machine.cpus.extend(offline.iter().map(|cpu| (cpu, Cpu { online: false, ..ONLINE })));
         let cpus = &mut machine.cpus;
         assign(cpus, &cores, |cpu, id| cpu.core = Some(Id::from_number(id)));
@@ -77,7 +77,8 @@ impl Layout {
     /// CPUs of every node in chunks of the number of threads.
     fn open_cores(&self) -> Groups {
         let threads = self.threads.unwrap_or(1).max(1) as usize;
-        numbered(self.nodes.values().flat_map(|node| chunks(&node.node.cpus, threads)).collect())
+        let homes = self.nodes.values().map(|node| &node.node.cpus).chain([&self.loose]);
+        numbered(homes.flat_map(|cpus| chunks(cpus, threads)).collect())
     }
 
     fn open_packages(&self) -> Groups {

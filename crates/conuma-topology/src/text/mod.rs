@@ -22,6 +22,7 @@
 //! | `cores=0,4/1,5` | which CPUs are siblings, core by core; `3:0,4/...` gives a core's number |
 //! | `packages=0-3/4-7`, `dies=...`, `llcs=...` | likewise; `none` for none. Dies are the packages unless given. |
 //! | `dist=10,20/20,10` | rows of the distance table in node order (rows may also be separated by `;`); `none` for unknown, else 10 and 20 |
+//! | `cpus=4-5` | CPUs that are online but on no node (firmware lies) |
 //! | `off=6-7` | CPUs that are there but offline |
 //! | `dev 0000:3b:00.0 node=1 class=020000 vendor=15b3 device=1017 driver=mlx5_core iommu=4 pf=0000:3b:00.0 gives=eth0,mlx5_0` | a PCI device; all but the address may be absent |
 //!

@@ -12,7 +12,7 @@ use crate::text::layout::{Groups, Layout, NodeLayout};
 use crate::text::shape::Shape;
 
 const ITEMS: &str = "a shape such as `4n2c1t@1G` (first), `nodeN ...`, `dev ADDRESS ...`, or one of smt=, cores=, \
-                     packages=, dies=, llcs=, dist=, off=";
+                     packages=, dies=, llcs=, dist=, off=, cpus=";
 
 /// Why a text is not a machine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -143,6 +143,7 @@ fn read_item<'a>(
         "dies" => layout.dies = Some(groups(value)?),
         "llcs" => layout.llcs = Some(groups(value)?),
         "off" => layout.offline = value.read()?,
+        "cpus" => layout.loose = value.read()?,
         "dist" if value.text == "none" => layout.distances = Some(Vec::new()),
         "dist" => layout.distances = Some(value.split(&['/']).map(row).collect::<Result<_, _>>()?),
         _ => return Err(item.wrong(format!("not known; expected {ITEMS}"))),
@@ -286,13 +287,20 @@ fn check(layout: &Layout, whole: Piece<'_>) -> Result<(), ParseMachineError> {
         }
         seen.extend(node.node.cpus.iter());
     }
+    if !seen.is_disjoint(&layout.loose) {
+        let twice = seen.intersection(&layout.loose);
+        return Err(whole.wrong(format!("CPUs {twice} of cpus= (those on no node) are on a node")));
+    }
+    seen.extend(layout.loose.iter());
     for (name, groups) in
         [("cores", &layout.cores), ("packages", &layout.packages), ("dies", &layout.dies), ("llcs", &layout.llcs)]
     {
         let all: CpuSet = groups.iter().flatten().flat_map(|(_, cpus)| cpus.iter()).collect();
         let strange = all.difference(&seen).difference(&layout.offline);
         if !strange.is_empty() {
-            return Err(whole.wrong(format!("CPUs {strange} in {name}= are on no node (add them to one, or to off=)")));
+            return Err(
+                whole.wrong(format!("CPUs {strange} in {name}= are on no node (add them to one, to cpus= or to off=)"))
+            );
         }
         let missing = seen.difference(&layout.offline).difference(&all);
         if name == "cores" && groups.is_some() && !missing.is_empty() {

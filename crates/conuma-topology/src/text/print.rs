@@ -90,6 +90,10 @@ fn extras(machine: &Machine) -> Vec<String> {
     if !offline.is_empty() {
         items.push(format!("off={offline}"));
     }
+    let loose: CpuSet = machine.online_cpus().iter().filter(|cpu| machine.node_of(*cpu).is_none()).collect();
+    if !loose.is_empty() {
+        items.push(format!("cpus={loose}"));
+    }
     if machine.distances.values.is_empty() {
         items.push("dist=none".into());
     } else {
@@ -142,11 +146,20 @@ fn device_item(address: PciAddress, device: &PciDevice) -> String {
     word("class", (device.class != 0).then(|| format!("{:06x}", device.class)));
     word("vendor", (device.vendor != 0).then(|| format!("{:04x}", device.vendor)));
     word("device", (device.device != 0).then(|| format!("{:04x}", device.device)));
-    word("driver", device.driver.clone());
+    word("driver", device.driver.as_deref().map(plain));
     word("iommu", device.iommu_group.map(|group| group.to_string()));
     word("pf", device.physical_function.map(|function| function.to_string()));
-    word("gives", (!device.provides.is_empty()).then(|| device.provides.join(",")));
+    word(
+        "gives",
+        (!device.provides.is_empty())
+            .then(|| device.provides.iter().map(|name| plain(name)).collect::<Vec<_>>().join(",")),
+    );
     item
+}
+
+/// A name without the characters that mean something in a text.
+fn plain(name: &str) -> String {
+    name.chars().map(|c| if c.is_whitespace() || ",;=".contains(c) { '_' } else { c }).collect()
 }
 
 fn numbers<T: Id>(groups: BTreeMap<T, CpuSet>) -> Vec<(u32, CpuSet)> {
