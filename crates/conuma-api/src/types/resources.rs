@@ -111,9 +111,8 @@ pub struct LoanInfo {
     /// Who gets it back.
     #[schema(value_type = String)]
     pub lender: VmName,
-    /// Who has it.
-    #[schema(value_type = String)]
-    pub borrower: VmName,
+    /// Who owes it: a VM, or the pool where a borrower ended or gave it up.
+    pub borrower: Holder,
     /// What.
     pub what: Resources,
 }

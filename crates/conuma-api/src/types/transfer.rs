@@ -220,6 +220,8 @@ pub enum Stage {
     Grow,
     /// The recipient confirms that the memory is online.
     Confirm,
+    /// What the recipient did not take goes back.
+    Return,
     /// Over.
     Done,
     /// A stage that this client does not know.
@@ -241,6 +243,7 @@ impl Stage {
             Self::Settle => "settle",
             Self::Grow => "grow",
             Self::Confirm => "confirm",
+            Self::Return => "return",
             Self::Done => "done",
             Self::Unknown => "unknown",
         }

@@ -1,0 +1,83 @@
+//! How firmly a closed gate is held: tighter step by step while its guest keeps running there, looser
+//! again when it has left.
+//!
+//! A guest that has left a CPU still runs there for a moment now and then: a timer, an interrupt it could
+//! not move. The idle class alone leaves it that. One that works there on purpose gets less with every look
+//! until it has next to nothing, and stays there for a while after it stops.
+
+use std::time::Duration;
+
+use conuma_hypervisor::gate::Grip;
+
+/// A share of time above this, in thousandths, is not a stray interrupt.
+const BUSY: u128 = 20;
+
+/// Quiet looks in a row before the grip is loosened by one step.
+const QUIET_LOOKS: u32 = 10;
+
+/// The brake on one vCPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Brake {
+    grip: Grip,
+    quiet: u32,
+}
+
+impl Brake {
+    /// A gate that was just closed with this grip.
+    pub(super) fn closed(grip: Grip) -> Self {
+        Self { grip, quiet: 0 }
+    }
+
+    /// How firm it is.
+    pub(super) fn grip(self) -> Grip {
+        self.grip
+    }
+
+    /// A look: the vCPU ran for `ran` of the last `window`. How firm it should be from now on.
+    pub(super) fn seen(&mut self, ran: Duration, window: Duration) -> Grip {
+        if ran.as_micros() * 1000 > BUSY * window.as_micros() {
+            self.quiet = 0;
+            self.grip = self.grip.tighter();
+        } else {
+            self.quiet += 1;
+            if self.quiet >= QUIET_LOOKS {
+                self.quiet = 0;
+                self.grip = self.grip.looser();
+            }
+        }
+        self.grip
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOOK: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_busy_guest_is_braked_to_the_utmost_and_a_quiet_one_released_slowly() {
+        let mut brake = Brake::closed(Grip::SOFT);
+        let mut looks = 0;
+        while brake.grip() != Grip::FIRM {
+            let before = brake.grip();
+            assert!(brake.seen(LOOK / 2, LOOK) > before);
+            looks += 1;
+        }
+        assert!(looks < 10, "it takes {looks} looks to stop a guest");
+        let mut quiet = 0;
+        while brake.grip() != Grip::SOFT {
+            brake.seen(LOOK / 1000, LOOK);
+            quiet += 1;
+        }
+        assert!(quiet >= 5 * looks, "released after {quiet} quiet looks");
+    }
+
+    #[test]
+    fn a_stray_interrupt_is_no_reason_to_brake() {
+        let mut brake = Brake::closed(Grip::SOFT);
+        for _ in 0..100 {
+            assert_eq!(brake.seen(LOOK / 100, LOOK), Grip::SOFT);
+        }
+    }
+}

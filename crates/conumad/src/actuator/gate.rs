@@ -1,0 +1,170 @@
+//! The gates' lane: opens, closes, watches run times; between actions it looks at gated vCPUs and at new
+//! threads of QEMU.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use conuma_api::EventKind;
+use conuma_balancing as balancing;
+use conuma_balancing::{Action, ActionKind, Failure, Outcome};
+use conuma_hypervisor::HypervisorError;
+use conuma_hypervisor::gate::{Gate, Grip};
+use conuma_topology::{CpuSet, VcpuId};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+
+use super::brake::Brake;
+use super::{Fence, Tools, chain, failure};
+use crate::wire::gate_state;
+
+/// A vCPU that ran for more than this part of the window was not idle; less is a stray interrupt.
+const BUSY_PART: u32 = 4;
+
+pub(super) async fn run(tools: Arc<Tools>, mut actions: mpsc::Receiver<Action>) {
+    let mut lane =
+        GateLane { tools, brakes: BTreeMap::new(), seen: BTreeMap::new(), looked: Instant::now(), ailing: false };
+    lane.learn().await;
+    let mut fence = Fence::default();
+    let mut looks = interval(lane.tools.look);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            biased;
+            action = actions.recv() => match action {
+                Some(action) if fence.lets_pass(action.id) => {
+                    let tools = lane.tools.clone();
+                    tools.within(&action, lane.turn(&action)).await;
+                }
+                Some(_) => {}
+                None => return,
+            },
+            _ = looks.tick() => lane.look().await,
+        }
+    }
+}
+
+struct GateLane {
+    tools: Arc<Tools>,
+    /// The brakes on closed gates.
+    brakes: BTreeMap<VcpuId, Brake>,
+    /// Run times at the last look.
+    seen: BTreeMap<VcpuId, Duration>,
+    looked: Instant,
+    /// The last look failed: said once.
+    ailing: bool,
+}
+
+impl GateLane {
+    /// Learns how gates stand, as another daemon may have left them.
+    async fn learn(&mut self) {
+        if let Ok(gates) = self.tools.vm.gates().await {
+            for (vcpu, gate) in gates {
+                if let Gate::Closed(grip) = gate {
+                    self.brakes.insert(vcpu, Brake::closed(grip));
+                }
+            }
+        }
+    }
+
+    async fn turn(&mut self, action: &Action) -> Outcome {
+        let done = match &action.kind {
+            ActionKind::VerifyIdle { cpus, window } => return self.verify(cpus, *window).await,
+            ActionKind::CloseGate { cpus, grip } => {
+                let grip = match grip {
+                    balancing::Grip::Soft => Grip::SOFT,
+                    balancing::Grip::Firm => Grip::FIRM,
+                };
+                self.set(cpus, Gate::Closed(grip)).await
+            }
+            ActionKind::OpenGate { cpus } => self.set(cpus, Gate::Open).await,
+            other => return Outcome::Failed(Failure::Refused(format!("{other:?} is not for a gate"))),
+        };
+        match done {
+            Ok(()) => Outcome::GateSet,
+            Err(error) => Outcome::Failed(failure(&error)),
+        }
+    }
+
+    async fn set(&mut self, cpus: &CpuSet, gate: Gate) -> Result<(), HypervisorError> {
+        for vcpu in self.tools.plan.replica.vcpus_on(cpus).iter() {
+            self.tools.vm.set_gate(vcpu, gate).await?;
+            match gate {
+                Gate::Open => drop(self.brakes.remove(&vcpu)),
+                Gate::Closed(grip) => drop(self.brakes.insert(vcpu, Brake::closed(grip))),
+            }
+            self.seen.remove(&vcpu);
+        }
+        Ok(())
+    }
+
+    async fn verify(&self, cpus: &CpuSet, window: Duration) -> Outcome {
+        let vcpus: Vec<VcpuId> = self.tools.plan.replica.vcpus_on(cpus).iter().collect();
+        let watch = async {
+            let before = self.tools.vm.run_times(&vcpus).await?;
+            sleep(window).await;
+            let after = self.tools.vm.run_times(&vcpus).await?;
+            Ok((before, after))
+        };
+        match watch.await {
+            Ok((before, after)) => {
+                let ran = |vcpu: &VcpuId| {
+                    after.get(vcpu).zip(before.get(vcpu)).map(|(after, before)| after.saturating_sub(*before))
+                };
+                let busy = vcpus.iter().filter(|vcpu| ran(vcpu).is_none_or(|ran| ran > window / BUSY_PART));
+                Outcome::Watched { busy: self.tools.plan.replica.cpus_of(&busy.copied().collect()) }
+            }
+            Err(error) => Outcome::Failed(failure(&error)),
+        }
+    }
+
+    /// Looks at gated vCPUs and new threads.
+    async fn look(&mut self) {
+        let looked = self.try_look().await;
+        match looked {
+            Ok(()) => self.ailing = false,
+            // An ended VM is noticed elsewhere.
+            Err(HypervisorError::Ended { .. }) => {}
+            Err(error) if !self.ailing => {
+                self.ailing = true;
+                tracing::warn!(vm = %self.tools.plan.name, "gated vCPUs cannot be looked at: {}", chain(&error));
+            }
+            Err(_) => {}
+        }
+    }
+
+    async fn try_look(&mut self) -> Result<(), HypervisorError> {
+        let moved = self.tools.vm.adopt_threads().await?;
+        if moved > 0 {
+            tracing::debug!(vm = %self.tools.plan.name, moved, "threads were placed");
+        }
+        let closed: Vec<VcpuId> = self.brakes.keys().copied().collect();
+        let now = Instant::now();
+        let window = now.saturating_duration_since(self.looked);
+        self.looked = now;
+        let times = self.tools.vm.run_times(&closed).await?;
+        for (vcpu, time) in &times {
+            let Some(before) = self.seen.get(vcpu).copied() else { continue };
+            self.adjust(*vcpu, time.saturating_sub(before), window).await?;
+        }
+        self.seen = times;
+        Ok(())
+    }
+
+    async fn adjust(&mut self, vcpu: VcpuId, ran: Duration, window: Duration) -> Result<(), HypervisorError> {
+        let Some(brake) = self.brakes.get_mut(&vcpu) else { return Ok(()) };
+        let was = brake.grip();
+        let grip = brake.seen(ran, window);
+        if grip == was {
+            return Ok(());
+        }
+        let gate = Gate::Closed(grip);
+        self.tools.vm.set_gate(vcpu, gate).await?;
+        if let Some(cpu) = self.tools.plan.replica.cpu_of(vcpu) {
+            let vm = self.tools.plan.name.clone();
+            tracing::debug!(%vm, cpu = cpu.0, ?gate, ran_us = ran.as_micros() as u64, "brake changed");
+            self.tools.bus.tell(EventKind::GateChanged { vm, cpu, gate: gate_state(gate) });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,170 @@
+//! The link to one agent: connects, and connects again whenever that ends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use conuma_agent_proto::{AgentError, Generation, GuestFacts, Reply, RequestBody};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::conversation::{Ask, Conversation};
+use super::door::Door;
+use crate::clock::Clock;
+
+/// Between attempts: the first wait, and the longest.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+/// How long opening a connection may take.
+const OPEN: Duration = Duration::from_secs(5);
+
+/// Questions that wait to be sent.
+const QUEUE: usize = 16;
+
+/// How much earlier than the host the agent gives up, so that its answer still arrives in time: a
+/// tenth, and at most this.
+const HEADROOM: Duration = Duration::from_millis(200);
+
+/// Why there is no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AskError {
+    /// There is no connection, or it ended.
+    #[error("not connected")]
+    Unreachable,
+    /// No answer in time.
+    #[error("no answer in time")]
+    TimedOut,
+    /// The agent says no.
+    #[error(transparent)]
+    Agent(AgentError),
+}
+
+/// How a link stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkState {
+    /// Never connected yet.
+    Awaited,
+    /// Connected.
+    Connected,
+    /// Was connected.
+    Lost,
+}
+
+/// What is known of a link.
+#[derive(Debug, Clone)]
+pub struct LinkStatus {
+    /// How it stands.
+    pub state: LinkState,
+    /// Since when, in engine time.
+    pub since: Duration,
+    /// What the agent said when it connected last.
+    pub facts: Option<Arc<GuestFacts>>,
+    /// Why the last attempt failed, or the connection ended.
+    pub last_error: Option<String>,
+    line: Option<mpsc::Sender<Ask>>,
+}
+
+/// What happened to a link.
+#[derive(Debug, Clone)]
+pub enum LinkEvent {
+    /// The agent is there.
+    Connected(Arc<GuestFacts>),
+    /// The connection ended, with its reason.
+    Lost(String),
+}
+
+/// Asks one agent.
+#[derive(Debug, Clone)]
+pub struct AgentLink {
+    status: watch::Receiver<LinkStatus>,
+}
+
+impl AgentLink {
+    /// Starts to connect; what happens goes to `events`. Ends with `stop`.
+    pub fn start(door: Door, clock: Clock, events: mpsc::Sender<LinkEvent>, stop: CancellationToken) -> Self {
+        let first =
+            LinkStatus { state: LinkState::Awaited, since: clock.now(), facts: None, last_error: None, line: None };
+        let (sender, status) = watch::channel(first);
+        let keeper = Keeper { door, clock, events, status: sender };
+        tokio::spawn(async move { stop.run_until_cancelled(keeper.keep()).await });
+        Self { status }
+    }
+
+    /// How it stands.
+    pub fn status(&self) -> LinkStatus {
+        self.status.borrow().clone()
+    }
+
+    /// Asks and waits for the answer, at most `budget` long.
+    pub async fn ask(&self, generation: u64, budget: Duration, body: RequestBody) -> Result<Reply, AskError> {
+        let line = self.status.borrow().line.clone().ok_or(AskError::Unreachable)?;
+        let deadline = budget.saturating_sub(HEADROOM.min(budget / 10));
+        let exchange = async {
+            let (answer, answered) = oneshot::channel();
+            let ask = Ask { generation: Generation(generation), deadline, body, answer };
+            line.send(ask).await.map_err(|_| AskError::Unreachable)?;
+            match answered.await {
+                Ok(reply) => reply.map_err(AskError::Agent),
+                Err(_) => Err(AskError::Unreachable),
+            }
+        };
+        timeout(budget, exchange).await.unwrap_or(Err(AskError::TimedOut))
+    }
+}
+
+struct Keeper {
+    door: Door,
+    clock: Clock,
+    events: mpsc::Sender<LinkEvent>,
+    status: watch::Sender<LinkStatus>,
+}
+
+impl Keeper {
+    async fn keep(self) {
+        if self.door == Door::None {
+            self.status.send_modify(|status| status.last_error = Some("the VM has no vsock device".into()));
+            return;
+        }
+        let mut wait = BACKOFF.0;
+        loop {
+            match self.connect().await {
+                Ok((conversation, facts)) => {
+                    wait = BACKOFF.0;
+                    self.converse(conversation, Arc::new(facts)).await;
+                }
+                Err(error) => {
+                    let text = format!("{}: {error:#}", self.door);
+                    self.status.send_modify(|status| status.last_error = Some(text));
+                }
+            }
+            sleep(wait).await;
+            wait = (wait * 2).min(BACKOFF.1);
+        }
+    }
+
+    async fn connect(&self) -> anyhow::Result<(Conversation, GuestFacts)> {
+        let stream = timeout(OPEN, self.door.open()).await.map_err(|_| anyhow::anyhow!("nobody answers"))??;
+        Conversation::begin(stream).await
+    }
+
+    async fn converse(&self, conversation: Conversation, facts: Arc<GuestFacts>) {
+        let (line, mut asks) = mpsc::channel(QUEUE);
+        self.status.send_modify(|status| {
+            status.state = LinkState::Connected;
+            status.since = self.clock.now();
+            status.facts = Some(facts.clone());
+            status.last_error = None;
+            status.line = Some(line);
+        });
+        // Nobody listens only when the VM is being let go.
+        let _ = self.events.send(LinkEvent::Connected(facts)).await;
+        let why = format!("{:#}", conversation.carry(&mut asks).await);
+        self.status.send_modify(|status| {
+            status.state = LinkState::Lost;
+            status.since = self.clock.now();
+            status.last_error = Some(why.clone());
+            status.line = None;
+        });
+        let _ = self.events.send(LinkEvent::Lost(why)).await;
+    }
+}

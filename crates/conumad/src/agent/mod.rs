@@ -1,0 +1,8 @@
+//! The host's end of the conversation with the agents in the guests.
+
+mod conversation;
+mod door;
+mod link;
+
+pub use door::{Door, Doors};
+pub use link::{AgentLink, AskError, LinkEvent, LinkState, LinkStatus};

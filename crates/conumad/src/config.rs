@@ -1,0 +1,176 @@
+//! What the daemon can be told at its start.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum, ValueHint};
+use conuma_balancing::Timing;
+use conuma_binding::{Accel, Reserve};
+use conuma_topology::{Bytes, CpuSet};
+
+use crate::agent::Doors;
+
+/// The host daemon of Conuma
+///
+/// Starts virtual machines that see the whole NUMA host, keeps the ledger of who holds which core and how
+/// much memory of which node, and moves them between VMs on request. VMs run on when it ends, and it
+/// finds them again. Listens on a Unix socket; see `conuma` for the command line.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "conumad", version, max_term_width = 100)]
+pub struct Config {
+    /// Where VMs and the journal are kept
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/conuma", value_hint = ValueHint::DirPath)]
+    pub state: PathBuf,
+
+    /// Where the socket of the API, `conumad.sock`, is made
+    #[arg(long, value_name = "DIR", default_value = "/run/conuma", value_hint = ValueHint::DirPath)]
+    pub run: PathBuf,
+
+    /// Where sys/ and proc/ of the host are
+    #[arg(long, value_name = "DIR", default_value = "/", value_hint = ValueHint::DirPath)]
+    pub root: PathBuf,
+
+    /// The cgroup (v2) below which VMs get theirs; made if it is not there
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/cgroup/conuma", value_hint = ValueHint::DirPath)]
+    pub cgroup_root: PathBuf,
+
+    /// Memory that the host keeps on each node
+    #[arg(long, value_name = "SIZE", default_value = "256M")]
+    pub reserve_memory: Bytes,
+
+    /// CPUs that the host keeps for itself
+    #[arg(long, value_name = "LIST", default_value = "", hide_default_value = true)]
+    pub reserve_cpus: CpuSet,
+
+    /// The QEMU program
+    #[arg(long, value_name = "PROGRAM", default_value = "qemu-system-x86_64", value_hint = ValueHint::CommandName)]
+    pub qemu: PathBuf,
+
+    /// What runs the guests: the kernel's hypervisor, or QEMU's emulator
+    #[arg(long, value_enum, value_name = "ACCEL", default_value_t = AccelChoice::Kvm)]
+    pub accel: AccelChoice,
+
+    /// Reach agents at DIR/VM.sock, which something else carries into the guests, instead of by vsock
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub agent_sockets: Option<PathBuf>,
+
+    /// Multiplies all deadlines, for slow hosts and guests
+    #[arg(long, value_name = "FACTOR", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub patience: u32,
+
+    /// What is logged, for example `debug` or `info,conumad::core=debug`
+    #[arg(long, value_name = "FILTER", env = "CONUMAD_LOG", default_value = "info")]
+    pub log: String,
+
+    /// Print the description of the API (OpenAPI) and do nothing else
+    #[arg(long)]
+    pub openapi: bool,
+}
+
+/// What runs the guests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AccelChoice {
+    /// The kernel's hypervisor.
+    Kvm,
+    /// QEMU's emulator: slow.
+    Tcg,
+}
+
+/// What the daemon goes by; made from [`Config`], or by a test.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where VMs and the journal are kept.
+    pub state: PathBuf,
+    /// Where the socket is made.
+    pub run: PathBuf,
+    /// What stays with the host.
+    pub reserve: Reserve,
+    /// What runs the guests.
+    pub accel: Accel,
+    /// Where agents are reached.
+    pub doors: Doors,
+    /// The engine's deadlines.
+    pub timing: Timing,
+    /// How often gated vCPUs are looked at, and QEMU's threads placed.
+    pub look: Duration,
+    /// How often agents are asked for a report.
+    pub report: Duration,
+    /// How often the memory of QEMU processes is audited.
+    pub audit: Duration,
+    /// How long the host's own steps of starting and ending a VM may take each.
+    pub step: Duration,
+}
+
+impl Config {
+    /// What the daemon goes by.
+    pub fn settings(&self) -> Settings {
+        let slower = |time: Duration| time * self.patience;
+        let timing = Timing::default();
+        Settings {
+            state: self.state.clone(),
+            run: self.run.clone(),
+            reserve: Reserve { cpus: self.reserve_cpus.clone(), memory_per_node: self.reserve_memory },
+            accel: match self.accel {
+                AccelChoice::Kvm => Accel::Kvm,
+                AccelChoice::Tcg => Accel::Tcg,
+            },
+            doors: self.agent_sockets.clone().map_or(Doors::Vsock, Doors::Sockets),
+            timing: Timing {
+                agent: slower(timing.agent),
+                host: slower(timing.host),
+                verify: slower(timing.verify),
+                prepare: slower(timing.prepare),
+                shrink: slower(timing.shrink),
+                grow: slower(timing.grow),
+                confirm: slower(timing.confirm),
+                ..timing
+            },
+            look: Duration::from_secs(1),
+            report: Duration::from_secs(5),
+            audit: Duration::from_secs(60),
+            step: slower(Duration::from_secs(15)),
+        }
+    }
+}
+
+impl Settings {
+    /// The API's socket.
+    pub fn socket(&self) -> PathBuf {
+        self.run.join("conumad.sock")
+    }
+
+    /// The directory of all VMs.
+    pub fn vms(&self) -> PathBuf {
+        self.state.join("vms")
+    }
+
+    /// The journal.
+    pub fn journal(&self) -> PathBuf {
+        self.state.join("journal.redb")
+    }
+}
+
+/// Makes a directory that only root and the daemon's group may enter.
+pub fn make_private_dir(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new().recursive(true).mode(0o750).create(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Config::command().debug_assert();
+    }
+
+    #[test]
+    fn patience_stretches_deadlines_but_not_the_looks() {
+        let config = Config::parse_from(["conumad", "--patience", "3"]);
+        let (patient, usual) = (config.settings(), Timing::default());
+        assert_eq!(patient.timing.shrink, 3 * usual.shrink);
+        assert_eq!(patient.timing.poll, usual.poll);
+    }
+}

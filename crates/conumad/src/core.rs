@@ -1,0 +1,229 @@
+//! The one owner of the engine: a thread of its own that takes what happened, asks the engine what to do,
+//! writes the journal, and only then hands actions to the actuators and answers to callers.
+//!
+//! A thread and not a task, since writing the journal blocks.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+use conuma_balancing::{
+    Action, Engine, Event, Failure, Outcome, Refusal, Request, Resources, State, TransferId, VmSpec,
+};
+use conuma_topology::VmName;
+use tokio::sync::oneshot;
+
+use crate::actuator::Actuator;
+use crate::bus::Bus;
+use crate::clock::Clock;
+use crate::journal::Journal;
+use crate::wire::notice_event;
+
+/// Longest sleep, so that a deadline that is far away is not a special case.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// What is told to the core.
+enum Message {
+    Happened(Event),
+    Attach(VmName, Actuator),
+    Detach(VmName),
+    Call(Call),
+    Stop,
+}
+
+/// Something to do with the engine; what it returns answers the caller, after the journal is written.
+type Call = Box<dyn FnOnce(&mut Engine, Duration) -> Reply + Send>;
+type Reply = Box<dyn FnOnce() + Send>;
+
+/// The core has ended, because the daemon does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the daemon is stopping")]
+pub struct Stopped;
+
+/// Speaks to the core.
+#[derive(Debug, Clone)]
+pub struct CoreHandle {
+    sender: Sender<Message>,
+}
+
+impl std::fmt::Debug for Message {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Message")
+    }
+}
+
+/// A thread that can be waited for.
+#[derive(Debug)]
+pub struct CoreThread(std::thread::JoinHandle<()>);
+
+/// Starts the core's thread.
+pub fn start(engine: Engine, journal: Journal, clock: Clock, bus: Bus) -> std::io::Result<(CoreHandle, CoreThread)> {
+    let (sender, inbox) = channel();
+    let core = Core { engine, journal, clock, bus, actuators: BTreeMap::new(), journal_failed: false };
+    let thread = std::thread::Builder::new().name("core".into()).spawn(move || core.run(&inbox))?;
+    Ok((CoreHandle { sender }, CoreThread(thread)))
+}
+
+impl CoreThread {
+    /// Waits until the core has ended; [`CoreHandle::stop`] makes it end.
+    pub fn join(self) {
+        if self.0.join().is_err() {
+            tracing::error!("the core ended by a panic");
+        }
+    }
+}
+
+impl CoreHandle {
+    /// Tells what happened.
+    pub fn happened(&self, event: Event) {
+        // A core that has ended needs to know nothing.
+        let _ = self.sender.send(Message::Happened(event));
+    }
+
+    /// From now on actions of `vm` go to `actuator`.
+    pub fn attach(&self, vm: VmName, actuator: Actuator) {
+        let _ = self.sender.send(Message::Attach(vm, actuator));
+    }
+
+    /// From now on nobody acts for `vm`.
+    pub fn detach(&self, vm: VmName) {
+        let _ = self.sender.send(Message::Detach(vm));
+    }
+
+    /// Ends the core after what it was told before.
+    pub fn stop(&self) {
+        let _ = self.sender.send(Message::Stop);
+    }
+
+    /// Looks at the engine.
+    pub async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Engine, Duration) -> T + Send + 'static,
+    ) -> Result<T, Stopped> {
+        self.call(move |engine, now| look(engine, now)).await
+    }
+
+    /// Admits a VM: its resources are booked, and in the journal, when this comes back.
+    pub async fn admit(&self, spec: VmSpec) -> Result<Result<Resources, Refusal>, Stopped> {
+        self.call(move |engine, now| engine.start(spec, now)).await
+    }
+
+    /// Begins a transfer.
+    pub async fn request(&self, request: Request) -> Result<Result<TransferId, Refusal>, Stopped> {
+        self.call(move |engine, now| engine.request(request, now)).await
+    }
+
+    async fn call<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&mut Engine, Duration) -> T + Send + 'static,
+    ) -> Result<T, Stopped> {
+        let (answer, answered) = oneshot::channel();
+        let call: Call = Box::new(move |engine, now| {
+            let result = call(engine, now);
+            Box::new(move || {
+                // The caller may have gone.
+                let _ = answer.send(result);
+            })
+        });
+        self.sender.send(Message::Call(call)).map_err(|_| Stopped)?;
+        answered.await.map_err(|_| Stopped)
+    }
+}
+
+struct Core {
+    engine: Engine,
+    journal: Journal,
+    clock: Clock,
+    bus: Bus,
+    actuators: BTreeMap<VmName, Actuator>,
+    journal_failed: bool,
+}
+
+impl Core {
+    fn run(mut self, inbox: &Receiver<Message>) {
+        let mut replies: Vec<Reply> = Vec::new();
+        loop {
+            self.act();
+            for reply in std::mem::take(&mut replies) {
+                reply();
+            }
+            let wait = self.engine.next_deadline().map_or(LONGEST_WAIT, |at| self.clock.until(at).min(LONGEST_WAIT));
+            let mut next = match inbox.recv_timeout(wait) {
+                Ok(message) => Some(message),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            // All that is there already is one step: one look at the engine, one write to the journal.
+            while let Some(message) = next {
+                match message {
+                    Message::Stop => return,
+                    message => replies.extend(self.take(message)),
+                }
+                next = inbox.try_recv().ok();
+            }
+        }
+    }
+
+    fn take(&mut self, message: Message) -> Option<Reply> {
+        match message {
+            Message::Happened(event) => {
+                tracing::debug!(?event, "happened");
+                self.engine.update(event, self.clock.now());
+            }
+            Message::Attach(vm, actuator) => drop(self.actuators.insert(vm, actuator)),
+            Message::Detach(vm) => drop(self.actuators.remove(&vm)),
+            Message::Call(call) => return Some(call(&mut self.engine, self.clock.now())),
+            Message::Stop => {}
+        }
+        None
+    }
+
+    /// Asks the engine what to do until there is nothing more that nobody can do.
+    fn act(&mut self) {
+        loop {
+            let actions = self.engine.next_actions(self.clock.now());
+            self.write_journal();
+            let mut undone = false;
+            for action in actions {
+                tracing::debug!(generation = action.id.0, vm = %action.vm, kind = ?action.kind, "action");
+                if let Err(action) = self.hand_over(action) {
+                    let outcome = Outcome::Failed(Failure::Unreachable);
+                    self.engine.update(Event::Done { id: action.id, outcome }, self.clock.now());
+                    undone = true;
+                }
+            }
+            for notice in self.engine.take_notices() {
+                if let Some(event) = notice_event(&notice, &self.engine, self.clock.now()) {
+                    self.bus.tell(event);
+                }
+            }
+            if !undone {
+                return;
+            }
+        }
+    }
+
+    fn hand_over(&self, action: Action) -> Result<(), Action> {
+        match self.actuators.get(&action.vm) {
+            Some(actuator) => actuator.send(action),
+            None => Err(action),
+        }
+    }
+
+    /// A journal that cannot be written costs loans and transfers under way if the daemon dies now; stopping
+    /// half-way through a transfer costs more. So the daemon goes on and says so.
+    fn write_journal(&mut self) {
+        let state: &State = self.engine.state();
+        match self.journal.write(state) {
+            Ok(()) if self.journal_failed => {
+                self.journal_failed = false;
+                tracing::info!("the journal can be written again");
+            }
+            Err(error) if !self.journal_failed => {
+                self.journal_failed = true;
+                tracing::error!("the journal cannot be written, a restart would forget loans: {error:#}");
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
+}

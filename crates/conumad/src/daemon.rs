@@ -1,0 +1,122 @@
+//! The daemon from its start to its end: lock, journal, what runs already, the engine, the API.
+
+use std::fs::{File, TryLockError};
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use conuma_balancing::{Engine, Host, State};
+use conuma_hypervisor::Hypervisor;
+use conuma_linux::procfs::ProcFs;
+use conuma_topology::Machine;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::bus::Bus;
+use crate::clock::Clock;
+use crate::config::{Settings, make_private_dir};
+use crate::core::{self, CoreHandle, CoreThread};
+use crate::http;
+use crate::journal::Journal;
+use crate::vms::{Room, find};
+
+/// What a daemon works on.
+pub struct Surroundings {
+    /// The host.
+    pub machine: Machine,
+    /// Tells one boot of the host from another.
+    pub boot_id: String,
+    /// What runs VMs.
+    pub hypervisor: Arc<dyn Hypervisor>,
+}
+
+/// A daemon that serves.
+pub struct Daemon {
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    room: Arc<Room>,
+    core: CoreThread,
+    _lock: File,
+}
+
+impl Surroundings {
+    /// This host's, read below `root`.
+    pub fn read(root: &std::path::Path, hypervisor: Arc<dyn Hypervisor>) -> anyhow::Result<Self> {
+        let machine = conuma_linux::sysfs::read_machine(root).context("cannot read the host's topology")?;
+        let boot_id = ProcFs::new(root).boot_id().context("cannot tell which boot of the host this is")?;
+        Ok(Self { machine, boot_id, hypervisor })
+    }
+}
+
+impl Daemon {
+    /// Starts: comes back when the API can be used and all VMs that run are in charge.
+    pub async fn start(settings: Settings, surroundings: Surroundings) -> anyhow::Result<Self> {
+        for dir in [&settings.state, &settings.run, &settings.vms()] {
+            make_private_dir(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        }
+        let lock = lock(&settings)?;
+        let Surroundings { machine, boot_id, hypervisor } = surroundings;
+        let clock = Clock::start();
+        let (journal, state) = Journal::open::<State>(&settings.journal(), &boot_id)?;
+        let mut found = find(hypervisor.as_ref(), &settings).await?;
+        let host = Host::new(&machine, &settings.reserve.cpus, settings.reserve.memory_per_node);
+        let known = found.iter().map(|(name, found)| (name.clone(), found.engine.clone())).collect();
+        let engine = Engine::recover(state, host, known, settings.timing.clone(), clock.now());
+        let bus = Bus::new(clock);
+        let (handle, core) = core::start(engine, journal, clock, bus.clone()).context("cannot start a thread")?;
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let socket = settings.socket();
+        let room = Room::new(settings, machine, clock, bus, handle, hypervisor, stop.clone(), tasks.clone());
+        for (_, found) in found.drain(..) {
+            room.resume_charge(found);
+        }
+        let listener = http::bind(&socket)?;
+        let (serving, ended) = (room.clone(), stop.clone());
+        tasks.spawn(async move {
+            if let Err(error) = http::serve(listener, serving, ended).await {
+                tracing::error!("{error:#}");
+            }
+        });
+        tracing::info!(socket = %socket.display(), "ready");
+        Ok(Self { stop, tasks, room, core, _lock: lock })
+    }
+
+    /// The owner of the engine.
+    pub fn core(&self) -> CoreHandle {
+        self.room.core.clone()
+    }
+
+    /// Fires when the daemon begins to stop.
+    pub fn stopped(&self) -> CancellationToken {
+        self.stop.clone()
+    }
+
+    /// Stops: VMs run on.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.room.core.stop();
+        // The journal is closed when the thread has ended.
+        if tokio::task::spawn_blocking(move || self.core.join()).await.is_err() {
+            tracing::error!("the core was not waited for");
+        }
+    }
+}
+
+/// One daemon per state directory.
+fn lock(settings: &Settings) -> anyhow::Result<File> {
+    let path = settings.state.join("lock");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("cannot open {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            bail!("another conumad uses {} (choose another directory with --state)", settings.state.display())
+        }
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}

@@ -1,0 +1,314 @@
+//! Starting a VM, and finding those again that an earlier daemon started.
+//!
+//! The order makes the ledger an upper bound at every instant: resources are booked, and in the journal,
+//! before QEMU exists; every gate that is not the VM's is closed before the guest's first instruction; and the
+//! files that let another daemon find the VM are there before its process is.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use conuma_api::{Code, EventKind, Problem, StartPlan, VmDetail};
+use conuma_balancing::{Event, Resources, VmFound};
+use conuma_binding::{BindingPlan, PlanError, PlanOptions, VmSpec};
+use conuma_hypervisor::qemu::command_line;
+use conuma_hypervisor::{Hypervisor, HypervisorError, Vm};
+use conuma_topology::VmName;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
+
+use super::files::VmFiles;
+use super::spec::engine_spec;
+use super::{Entry, Phase, Room, Running, observe};
+use crate::actuator::{Actuator, Baseline, Tools, chain};
+use crate::agent::AgentLink;
+use crate::config::Settings;
+use crate::wire::{refusal, resources};
+
+/// Context ids below are the hypervisor's and the host's own.
+const FIRST_CID: u32 = 3;
+
+/// Between attempts to reach a QEMU that an earlier daemon started.
+const ATTACH_AGAIN: Duration = Duration::from_millis(500);
+
+/// A VM file that was read and planned.
+struct Planned {
+    spec: VmSpec,
+    plan: Arc<BindingPlan>,
+}
+
+impl Room {
+    /// What starting the VM of this file would do.
+    pub(crate) async fn preview_start(&self, file: &str) -> Result<StartPlan, Problem> {
+        let Planned { spec, plan } = self.plan(file)?;
+        let engine_spec = engine_spec(&spec, &plan);
+        let moves = self.core.look(move |engine, _| engine.preview_start(&engine_spec)).await;
+        let moves = moves.map_err(stopping)?.map_err(|why| refusal(&why))?;
+        let mut holding = Resources::default();
+        for step in &moves.moves {
+            holding.add(&step.what);
+        }
+        Ok(StartPlan {
+            name: spec.name.clone(),
+            holding: resources(&holding),
+            vcpus: plan.replica.vcpus.iter().map(|vcpu| (vcpu.id, vcpu.cpu)).collect(),
+            boot_memory: plan.boot_memory(),
+            memory_devices: plan
+                .memory
+                .iter()
+                .filter(|node| node.is_flexible())
+                .map(|node| (node.host, node.maximum))
+                .collect(),
+            command: command_line(&plan, self.hypervisor.facts()),
+            notes: plan.notes.clone(),
+        })
+    }
+
+    /// Starts the VM of this file; with `wait` comes back when QEMU runs the guest.
+    pub(crate) async fn start(self: &Arc<Self>, file: &str, wait: bool) -> Result<VmDetail, Problem> {
+        let (entry, held) = self.admit(file).await?;
+        let name = entry.plan.name.clone();
+        let mut phase = entry.phase.subscribe();
+        let (room, booting) = (self.clone(), entry.clone());
+        self.tasks.spawn(async move { room.boot(&booting, held).await });
+        if wait {
+            let reached = phase.wait_for(|phase| !matches!(phase, Phase::Starting)).await;
+            if let Ok(Phase::Gone(why)) = reached.as_deref() {
+                let log = VmFiles::of(&self.settings.vms(), &name).dir().join("qemu.log");
+                return Err(Problem::new(Code::Hypervisor, format!("VM {name} could not be started: {why}"))
+                    .with_hint(format!("{} has what QEMU said", log.display())));
+            }
+        }
+        self.detail(&name).await
+    }
+
+    /// Books what the VM gets, and keeps what it is started from.
+    async fn admit(&self, file: &str) -> Result<(Arc<Entry>, Resources), Problem> {
+        let Planned { spec, plan } = self.plan(file)?;
+        let name = spec.name.clone();
+        let entry = Entry::new(spec, plan, Phase::Starting);
+        {
+            // From here on nobody else gets this name, or this context id.
+            let mut entries = self.entries();
+            if entries.contains_key(&name) {
+                return Err(Problem::new(Code::Exists, format!("VM {name} exists already"))
+                    .with_hint(format!("`conuma show {name}` shows it, `conuma stop {name}` ends it")));
+            }
+            let taken = |other: &Arc<Entry>| entry.plan.cid.is_some() && other.plan.cid == entry.plan.cid;
+            if let Some(other) = entries.values().find(|other| taken(other)) {
+                return Err(Problem::new(
+                    Code::Refused,
+                    format!("VM {} has the vsock context id that {name} asks for", other.plan.name),
+                )
+                .with_hint("leave `cid` out of the VM file: the daemon finds one"));
+            }
+            entries.insert(name.clone(), entry.clone());
+        }
+        let admitted = self.core.admit(engine_spec(&entry.spec, &entry.plan)).await;
+        let admitted = admitted.map_err(stopping).and_then(|admitted| admitted.map_err(|why| refusal(&why)));
+        let kept = admitted.and_then(|held| {
+            let kept = VmFiles::of(&self.settings.vms(), &name).keep(file, &entry.plan);
+            kept.map_err(|error| {
+                self.core.happened(Event::VmGone { vm: name.clone() });
+                Problem::new(Code::Internal, format!("{error:#}"))
+            })?;
+            Ok(held)
+        });
+        match kept {
+            Ok(held) => {
+                tracing::info!(vm = %name, holding = %held, "VM admitted");
+                self.bus.tell(EventKind::VmStarting { vm: name });
+                Ok((entry, held))
+            }
+            Err(problem) => {
+                self.entries().remove(&name);
+                Err(problem)
+            }
+        }
+    }
+
+    fn plan(&self, file: &str) -> Result<Planned, Problem> {
+        let bad_file = |text: String| Problem::new(Code::BadVmFile, text);
+        let spec = VmSpec::parse(file, "VM file").map_err(|error| bad_file(error.to_string()))?;
+        let used: BTreeSet<u32> = self.entries().values().filter_map(|entry| entry.plan.cid).collect();
+        let options = PlanOptions {
+            accel: self.settings.accel,
+            cid: self.hypervisor.facts().vsock.then(|| (FIRST_CID..).find(|cid| !used.contains(cid))).flatten(),
+            dir: VmFiles::of(&self.settings.vms(), &spec.name).dir().to_owned(),
+        };
+        match BindingPlan::new(&spec, &self.machine, &self.settings.reserve, &options) {
+            Ok(plan) => Ok(Planned { spec, plan: Arc::new(plan) }),
+            Err(PlanError::Spec(error)) => Err(bad_file(error.to_string())),
+            Err(error) => Err(Problem::new(Code::Refused, error.to_string())),
+        }
+    }
+
+    async fn boot(self: &Arc<Self>, entry: &Arc<Entry>, held: Resources) {
+        let name = entry.plan.name.clone();
+        match self.try_boot(entry, &held).await {
+            Ok(()) => {
+                tracing::info!(vm = %name, "VM runs");
+                self.bus.tell(EventKind::VmRunning { vm: name });
+            }
+            Err(error) => {
+                let why = chain(&error);
+                tracing::error!(vm = %name, "VM could not be started: {why}");
+                self.gone(entry, why);
+            }
+        }
+    }
+
+    async fn try_boot(self: &Arc<Self>, entry: &Arc<Entry>, held: &Resources) -> Result<(), HypervisorError> {
+        let plan = &entry.plan;
+        let vm = self.hypervisor.start(plan, &held.cpus).await?;
+        let ready = async {
+            for node in plan.memory.iter().filter(|node| node.is_flexible()) {
+                let wanted = held.on(node.host).saturating_sub(node.boot).round_down(plan.memory_unit);
+                vm.set_requested(node.host, wanted.min(node.maximum)).await?;
+            }
+            observe(vm.as_ref(), plan).await
+        };
+        let seen = match ready.await {
+            Ok(seen) => seen,
+            Err(error) => {
+                if let Err(also) = vm.end(self.settings.step).await {
+                    tracing::error!(vm = %plan.name, "it could not be ended either: {}", chain(&also));
+                }
+                return Err(error);
+            }
+        };
+        let running = self.take_charge(entry, vm);
+        self.core.happened(Event::VmStarted { vm: plan.name.clone(), seen });
+        if let Err(error) = running.vm.resume().await {
+            self.end(entry, &running).await;
+            return Err(error);
+        }
+        // Unless the supervisor has seen its end already.
+        entry.phase.send_if_modified(|phase| {
+            let starting = matches!(phase, Phase::Starting);
+            if starting {
+                *phase = Phase::Running(running);
+            }
+            starting
+        });
+        Ok(())
+    }
+
+    /// Begins to watch a VM and to act on it.
+    fn take_charge(self: &Arc<Self>, entry: &Arc<Entry>, vm: Arc<dyn Vm>) -> Arc<Running> {
+        let plan = entry.plan.clone();
+        let stop = self.stop.child_token();
+        let (events, link_events) = mpsc::channel(16);
+        let door = self.settings.doors.of(&plan.name, plan.cid);
+        let link = AgentLink::start(door, self.clock, events, stop.clone());
+        let baseline = Arc::new(Baseline::default());
+        let running = Running::new(vm.clone(), link.clone(), baseline.clone());
+        let tools = Tools {
+            vm,
+            plan: plan.clone(),
+            link,
+            baseline,
+            clock: self.clock,
+            core: self.core.clone(),
+            bus: self.bus.clone(),
+            look: self.settings.look,
+        };
+        self.core.attach(plan.name.clone(), Actuator::start(Arc::new(tools), &stop));
+        let (room, entry, watched) = (self.clone(), entry.clone(), running.clone());
+        self.tasks.spawn(async move { room.supervise(&entry, &watched, link_events, stop).await });
+        running
+    }
+
+    /// Takes charge of a VM that an earlier daemon started.
+    pub(crate) fn resume_charge(self: &Arc<Self>, found: Found) {
+        let plan = Arc::new(found.plan);
+        let entry = Entry::new(found.spec, plan.clone(), Phase::Starting);
+        self.entries().insert(plan.name.clone(), entry.clone());
+        let running = self.take_charge(&entry, found.vm);
+        entry.phase.send_replace(Phase::Running(running));
+    }
+
+    /// The VM is no more: its resources are free. Only the first call counts.
+    pub(super) fn gone(&self, entry: &Entry, why: String) {
+        if entry.ended.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let name = &entry.plan.name;
+        VmFiles::of(&self.settings.vms(), name).forget();
+        self.core.detach(name.clone());
+        self.core.happened(Event::VmGone { vm: name.clone() });
+        self.entries().remove(name);
+        entry.phase.send_replace(Phase::Gone(why.clone()));
+        self.bus.tell(EventKind::VmGone { vm: name.clone(), why });
+    }
+}
+
+/// A VM of an earlier daemon.
+pub struct Found {
+    spec: VmSpec,
+    plan: BindingPlan,
+    vm: Arc<dyn Vm>,
+    /// What the engine must know.
+    pub engine: VmFound,
+}
+
+/// Finds the VMs that an earlier daemon started and that still run.
+///
+/// One whose files cannot be read, or whose QEMU does not answer, may still use its cores: then nothing can be
+/// said about who holds what, and the daemon does not start.
+pub(crate) async fn find(hypervisor: &dyn Hypervisor, settings: &Settings) -> anyhow::Result<Vec<(VmName, Found)>> {
+    let mut found = Vec::new();
+    for (name, files) in VmFiles::all(&settings.vms())? {
+        let kept = files.read().with_context(|| {
+            format!("VM {name} may run, but is not known (end its QEMU and remove {} if not)", files.dir().display())
+        })?;
+        let Some(kept) = kept else { continue };
+        let attached = attach(hypervisor, &kept.plan, settings.step).await;
+        let attached = attached.with_context(|| format!("VM {name} runs, but cannot be reached (end its QEMU?)"))?;
+        match attached {
+            Some((vm, seen)) => {
+                tracing::info!(vm = %name, pid = vm.process().0, "VM found running");
+                let engine = VmFound { spec: engine_spec(&kept.spec, &kept.plan), seen };
+                found.push((name, Found { spec: kept.spec, plan: kept.plan, vm, engine }));
+            }
+            None => {
+                tracing::info!(vm = %name, "VM ended while no daemon ran");
+                files.forget();
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Tries for a while: a QEMU that is just ending, or very busy, may not answer at once.
+async fn attach(
+    hypervisor: &dyn Hypervisor,
+    plan: &BindingPlan,
+    budget: Duration,
+) -> Result<Option<(Arc<dyn Vm>, conuma_balancing::VmSeen)>, HypervisorError> {
+    let until = Instant::now() + budget;
+    loop {
+        let attempt = async {
+            match hypervisor.attach(plan).await? {
+                Some(vm) => {
+                    let seen = observe(vm.as_ref(), plan).await?;
+                    Ok(Some((vm, seen)))
+                }
+                None => Ok(None),
+            }
+        };
+        match attempt.await {
+            Err(error) if Instant::now() < until => {
+                tracing::debug!(vm = %plan.name, "not reached yet: {}", chain(&error));
+                sleep(ATTACH_AGAIN).await;
+            }
+            result => return result,
+        }
+    }
+}
+
+pub(super) fn stopping(_: crate::core::Stopped) -> Problem {
+    Problem::new(Code::Stopping, "the daemon is stopping").with_hint("VMs run on; ask again when it is back")
+}

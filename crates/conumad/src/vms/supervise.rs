@@ -1,0 +1,195 @@
+//! Watching one VM: its process, its agent, what its guest reports, where its memory really is.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use conuma_agent_proto::{GuestFacts, Reply, RequestBody};
+use conuma_api::{EventKind, ViolationInfo};
+use conuma_balancing::Event;
+use conuma_hypervisor::VmEvent;
+use conuma_topology::{Bytes, NodeId};
+use tokio::sync::{broadcast, mpsc};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::{Entry, Phase, Room, Running};
+use crate::actuator::chain;
+use crate::agent::{AskError, LinkEvent, LinkState};
+
+/// Memory of QEMU itself (its program, its heap, page tables' copies) that an audit lets pass on each node.
+pub(crate) const QEMU_SLACK: Bytes = Bytes::mib(256);
+
+/// Between attempts to end a QEMU that does not end.
+const END_AGAIN: Duration = Duration::from_secs(5);
+
+impl Room {
+    pub(super) async fn supervise(
+        self: &Arc<Self>,
+        entry: &Arc<Entry>,
+        running: &Arc<Running>,
+        mut link: mpsc::Receiver<LinkEvent>,
+        stop: CancellationToken,
+    ) {
+        let mut events = running.vm.events();
+        let mut reports = interval(self.settings.report);
+        let mut audits = interval(self.settings.audit);
+        reports.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        audits.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // One of each at a time: a guest that does not answer must not pile up questions.
+        let (mut report, mut audit) = (None, None);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = running.vm.ended() => break,
+                Some(event) = link.recv() => self.link_changed(entry, running, event).await,
+                event = events.recv() => self.vm_event(entry, running, event).await,
+                _ = reports.tick() => again(&mut report, || {
+                    let (room, entry, running) = (self.clone(), entry.clone(), running.clone());
+                    async move { room.ask_report(&entry, &running).await }
+                }),
+                _ = audits.tick() => again(&mut audit, || {
+                    let (room, entry, running) = (self.clone(), entry.clone(), running.clone());
+                    async move { room.audit(&entry, &running).await }
+                }),
+            }
+        }
+        stop.cancel();
+        self.end(entry, running).await;
+        let why = match running.stopping.load(std::sync::atomic::Ordering::Relaxed) {
+            true => "it was stopped",
+            false => "QEMU ended",
+        };
+        tracing::info!(vm = %entry.plan.name, why, "VM ended");
+        self.gone(entry, why.into());
+    }
+
+    /// Ends QEMU for sure: nothing of the VM is free before it is dead.
+    pub(super) async fn end(&self, entry: &Entry, running: &Running) {
+        while let Err(error) = running.vm.end(self.settings.step).await {
+            tracing::error!(vm = %entry.plan.name, "QEMU does not end, its resources stay booked: {}", chain(&error));
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = sleep(END_AGAIN) => {}
+            }
+        }
+    }
+
+    async fn link_changed(&self, entry: &Entry, running: &Running, event: LinkEvent) {
+        let vm = entry.plan.name.clone();
+        match event {
+            LinkEvent::Connected(facts) => {
+                tracing::info!(%vm, kernel = %facts.kernel_release, agent = %facts.agent_version, "agent connected");
+                self.measure_baseline(entry, running, &facts).await;
+                let holding = facts.holding.as_ref().map(|cpus| entry.plan.replica.host_cpus(cpus));
+                self.core.happened(Event::AgentConnected { vm: vm.clone(), newest: facts.newest.0, holding });
+                self.bus.tell(EventKind::AgentConnected { vm });
+            }
+            LinkEvent::Lost(why) => {
+                tracing::info!(%vm, why, "agent lost");
+                self.core.happened(Event::AgentLost { vm: vm.clone() });
+                self.bus.tell(EventKind::AgentLost { vm, why });
+            }
+        }
+    }
+
+    /// What the guest's nodes have without plugged memory. Measured while memory is moving it is off by what
+    /// moves, which makes a later confirmation late or early, never the ledger wrong.
+    async fn measure_baseline(&self, entry: &Entry, running: &Running, facts: &GuestFacts) {
+        let mut measured = BTreeMap::new();
+        for node in &facts.nodes {
+            let Some(host) = entry.plan.replica.host_node(node.node) else { continue };
+            let plugged = match running.vm.memory(host).await {
+                Ok(memory) => memory.size,
+                Err(_) => Bytes::ZERO,
+            };
+            measured.insert(host, node.memory.saturating_sub(plugged));
+        }
+        running.baseline.set(measured);
+    }
+
+    async fn vm_event(&self, entry: &Entry, running: &Running, event: Result<VmEvent, broadcast::error::RecvError>) {
+        let vm = entry.plan.name.clone();
+        match event {
+            Ok(VmEvent::Reset) => {
+                tracing::info!(%vm, "guest was reset");
+                *running.reports() = Default::default();
+                self.core.happened(Event::VmReset { vm: vm.clone() });
+                self.bus.tell(EventKind::VmReset { vm });
+            }
+            Ok(VmEvent::Stopped) => {
+                tracing::info!(%vm, "guest shut down or panicked");
+                self.end(entry, running).await;
+            }
+            Ok(VmEvent::Paused | VmEvent::Resumed | VmEvent::MemoryChanged) => {}
+            Err(broadcast::error::RecvError::Lagged(missed)) => {
+                tracing::warn!(%vm, missed, "events of QEMU were missed");
+            }
+            // Its end is noticed by the process.
+            Err(broadcast::error::RecvError::Closed) => running.vm.ended().await,
+        }
+    }
+
+    async fn ask_report(&self, entry: &Entry, running: &Running) {
+        if running.link.status().state != LinkState::Connected {
+            return;
+        }
+        let vm = &entry.plan.name;
+        match running.link.ask(0, self.settings.step, RequestBody::Report).await {
+            Ok(Reply::Report(report)) => {
+                let free = report.nodes.iter().filter_map(|node| {
+                    let host = entry.plan.replica.host_node(node.node)?;
+                    Some((host, node.free))
+                });
+                self.core.happened(Event::GuestMemory { vm: vm.clone(), free: free.collect() });
+                let mut reports = running.reports();
+                let before = reports.last.replace((Arc::new(report), self.clock.now()));
+                reports.before = before.map(|(report, _)| report);
+            }
+            Ok(_) => tracing::debug!(%vm, "the agent answered something that was not asked"),
+            Err(AskError::Unreachable) => {}
+            Err(error) => tracing::debug!(%vm, %error, "no report"),
+        }
+    }
+
+    /// Holds where the pages of QEMU are against what the VM holds.
+    async fn audit(&self, entry: &Entry, running: &Running) {
+        if !matches!(*entry.phase.borrow(), Phase::Running(_)) {
+            return;
+        }
+        for violation in self.beyond_holding(entry, running).await.unwrap_or_default() {
+            tracing::warn!(vm = %entry.plan.name, violation = %violation.message, "audit");
+            self.bus.tell(EventKind::Violated(violation));
+        }
+    }
+
+    /// Nodes on which the QEMU process has more pages than the VM holds; an error says why that is not known.
+    pub(crate) async fn beyond_holding(&self, entry: &Entry, running: &Running) -> Result<Vec<ViolationInfo>, String> {
+        let name = entry.plan.name.clone();
+        let resident = running.vm.memory_by_node().await.map_err(|error| chain(&error))?;
+        let held =
+            self.core.look(move |engine, _| engine.ledger().vm(&name).clone()).await.map_err(|e| e.to_string())?;
+        let beyond = |(node, bytes): (NodeId, Bytes)| {
+            let excess = bytes.saturating_sub(held.on(node) + QEMU_SLACK);
+            (!excess.is_zero()).then(|| ViolationInfo {
+                code: "memory-beyond-holding".into(),
+                message: format!(
+                    "{}: {bytes} of its pages are on node {node}, of which it holds {} (and {QEMU_SLACK} of slack for QEMU)",
+                    entry.plan.name,
+                    held.on(node)
+                ),
+            })
+        };
+        Ok(resident.into_iter().filter_map(beyond).collect())
+    }
+}
+
+/// Starts it again unless it still runs from the last time.
+fn again<F>(slot: &mut Option<tokio::task::JoinHandle<()>>, work: impl FnOnce() -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    if slot.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
+        *slot = Some(tokio::spawn(work()));
+    }
+}

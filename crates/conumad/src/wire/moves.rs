@@ -1,0 +1,260 @@
+//! Requests, plans, transfers, refusals.
+
+use std::time::Duration;
+
+use conuma_api as api;
+use conuma_api::{Code, Problem};
+use conuma_balancing::{
+    CoreChoice, CoreReason, Demand, Engine, Failure, Holder, LegReport, MemoryDemand, Move, Notice, Reason, Refusal,
+    Remark, Report, Request, Resources, Shortfall, Stage, TransferPlan, Verdict,
+};
+use serde::Serialize;
+
+use super::amounts::engine_demand;
+use super::{count, demand, holder, micros, resources, violation};
+use crate::clock::unix_ms;
+
+/// The name of a kind, as it is written.
+pub(super) fn kind_of(value: &impl Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(kind)) => kind,
+        Ok(serde_json::Value::Object(fields)) => fields.keys().next().cloned().unwrap_or_default(),
+        _ => String::new(),
+    }
+}
+
+pub(crate) fn refusal(of: &Refusal) -> Problem {
+    let code = match of {
+        Refusal::UnknownVm(_) => Code::NotFound,
+        Refusal::AlreadyStarted(_) => Code::Exists,
+        Refusal::SameVm(_) | Refusal::NotWholeCores { .. } | Refusal::NoSuchNode(_) => Code::BadRequest,
+        Refusal::Unsound(_) => Code::Internal,
+        _ => Code::Refused,
+    };
+    let problem = Problem::new(code, of.to_string());
+    match of {
+        Refusal::NotHeld { .. } | Refusal::TooFewCores { .. } | Refusal::TooLittleMemory { .. } => {
+            problem.with_hint("`conuma show` tells who holds what")
+        }
+        Refusal::BelowGuarantee { .. } => problem.with_hint("it gets it back with `conuma recall` at any time"),
+        _ => problem,
+    }
+}
+
+/// What the engine is asked for. A recall of only a part is a loan back to the lender, of no more than is owed.
+pub(crate) fn engine_request(of: api::TransferRequest, engine: &Engine) -> Result<Request, Problem> {
+    match of {
+        api::TransferRequest::Lend { from, to, what, below_guarantee } => {
+            Ok(Request::Lend { from, to, what: engine_demand(what), below_guarantee })
+        }
+        api::TransferRequest::Set { vm, what, below_guarantee } => {
+            Ok(Request::Set { vm, what: engine_demand(what), below_guarantee })
+        }
+        api::TransferRequest::Recall { to, from: None, what: None } => Ok(Request::Recall { to }),
+        api::TransferRequest::Recall { to, from, what } => {
+            let loans = || {
+                engine.loans().iter().filter(|loan| loan.lender == to).filter_map(|loan| match &loan.borrower {
+                    Holder::Vm(borrower) => Some((borrower, &loan.what)),
+                    _ => None,
+                })
+            };
+            let borrowers: Vec<_> =
+                loans().filter(|(borrower, _)| from.as_ref().is_none_or(|from| from == *borrower)).collect();
+            let (borrower, owed) = match borrowers.as_slice() {
+                [only] => *only,
+                [] => {
+                    let whom = from.map_or("nobody".into(), |from| format!("{from} nothing"));
+                    return Err(Problem::new(Code::Refused, format!("{to} lent {whom}"))
+                        .with_hint("`conuma show` tells the loans"));
+                }
+                several => {
+                    let names: Vec<String> = several.iter().map(|(borrower, _)| borrower.to_string()).collect();
+                    let message = format!("{to} lent to several VMs: {}", names.join(", "));
+                    return Err(Problem::new(Code::BadRequest, message).with_hint("say with --from which should give"));
+                }
+            };
+            let what = match what {
+                Some(what) => engine_demand(what),
+                None => all_of(owed),
+            };
+            within(&what, owed, engine)
+                .map_err(|excess| Problem::new(Code::Refused, format!("{borrower} owes {to} {owed}, not {excess}")))?;
+            Ok(Request::Lend { from: borrower.clone(), to, what, below_guarantee: false })
+        }
+    }
+}
+
+fn all_of(owed: &Resources) -> Demand {
+    Demand {
+        cores: (!owed.cpus.is_empty()).then(|| conuma_balancing::CoreDemand::Cpus(owed.cpus.clone())),
+        memory: (!owed.memory.is_empty()).then(|| MemoryDemand::PerNode(owed.memory.clone())),
+    }
+}
+
+fn within(what: &Demand, owed: &Resources, engine: &Engine) -> Result<(), String> {
+    let beyond = conuma_balancing::shortages(engine.host(), what, owed);
+    match beyond.first() {
+        None => Ok(()),
+        Some(excess) => Err(format!("{excess} more")),
+    }
+}
+
+fn api_request(of: &Request) -> api::TransferRequest {
+    match of {
+        Request::Lend { from, to, what, below_guarantee } => api::TransferRequest::Lend {
+            from: from.clone(),
+            to: to.clone(),
+            what: demand(what),
+            below_guarantee: *below_guarantee,
+        },
+        Request::Recall { to } => api::TransferRequest::Recall { to: to.clone(), from: None, what: None },
+        Request::Set { vm, what, below_guarantee } => {
+            api::TransferRequest::Set { vm: vm.clone(), what: demand(what), below_guarantee: *below_guarantee }
+        }
+    }
+}
+
+pub(crate) fn plan(of: &TransferPlan) -> api::Plan {
+    api::Plan { moves: of.moves.iter().map(api_move).collect(), choices: of.choices.iter().map(choice).collect() }
+}
+
+fn api_move(of: &Move) -> api::Move {
+    api::Move { from: holder(&of.from), to: holder(&of.to), what: resources(&of.what) }
+}
+
+fn choice(of: &CoreChoice) -> api::CoreChoice {
+    let reason = |reason: &CoreReason| match reason {
+        CoreReason::RepaysLoan => "repays a loan".into(),
+        CoreReason::NotGuaranteed => "not named in the giver's guarantee".into(),
+        CoreReason::NotOwed => "the giver owes it to nobody".into(),
+        CoreReason::RecipientMemory(bytes) => format!("the recipient has {bytes} of memory there"),
+        CoreReason::RecipientCores(n) => format!("the recipient has {n} cores there"),
+        CoreReason::GiverCores(n) => format!("the giver has {n} cores there"),
+    };
+    api::CoreChoice {
+        from: holder(&of.from),
+        cpus: of.cpus.clone(),
+        node: of.node,
+        chosen: of.chosen,
+        reasons: of.reasons.iter().map(reason).collect(),
+    }
+}
+
+/// A transfer as it stands `now`.
+pub(crate) fn transfer(of: &Report, now: Duration) -> api::Transfer {
+    let (state, refused) = match &of.verdict {
+        Verdict::Waiting => (api::TransferState::Waiting, None),
+        Verdict::Moving => (api::TransferState::Moving, None),
+        Verdict::Complete => (api::TransferState::Complete, None),
+        Verdict::Partial => (api::TransferState::Partial, None),
+        Verdict::Nothing => (api::TransferState::Nothing, None),
+        Verdict::Refused(why) => (api::TransferState::Refused, Some(refusal(why))),
+    };
+    api::Transfer {
+        id: of.id.0,
+        request: api_request(&of.request),
+        state,
+        plan: of.plan.as_ref().map(plan),
+        legs: of.legs.iter().map(|report| leg(report, of.asked)).collect(),
+        asked_unix_ms: unix_ms(of.asked),
+        took_us: micros(of.ended.unwrap_or(now).saturating_sub(of.asked)),
+        refusal: refused,
+    }
+}
+
+fn leg(of: &LegReport, asked: Duration) -> api::Leg {
+    let stage_time = |time: &conuma_balancing::StageTime| api::StageTime {
+        stage: stage(time.stage),
+        began_us: micros(time.began.saturating_sub(asked)),
+        took_us: time.took.map(micros),
+    };
+    api::Leg {
+        planned: api_move(&of.planned),
+        arrived: resources(&of.arrived),
+        shortfalls: of.shortfalls.iter().map(shortfall).collect(),
+        remarks: of.remarks.iter().map(remark).collect(),
+        stages: of.stages.iter().map(stage_time).collect(),
+    }
+}
+
+fn shortfall(of: &Shortfall) -> api::Shortfall {
+    let message = match &of.why {
+        Reason::DonorRefused(why) => format!("its guest refused: {why}"),
+        Reason::DonorKept => "its guest did not give it in time".into(),
+        Reason::RecipientDidNotTake => "the recipient's guest did not take it in time".into(),
+        Reason::GateFailed(failure) => format!("the gate could not be turned: {failure}"),
+        Reason::HypervisorFailed(failure) => format!("QEMU did not do it: {failure}"),
+        Reason::DonorGone => "the giver ended".into(),
+        Reason::RecipientGone => "the recipient ended".into(),
+        Reason::Interrupted => "the daemon was restarted before it was taken".into(),
+    };
+    api::Shortfall { what: resources(&of.what), code: kind_of(&of.why), message, now_with: holder(&of.now_with) }
+}
+
+fn remark(of: &Remark) -> api::Remark {
+    let message = match of {
+        Remark::DonorSilent(Failure::Unreachable) => {
+            "the giver's agent is not connected; its gate was closed without it".into()
+        }
+        Remark::DonorSilent(failure) => format!("the giver's agent: {failure}; its gate was closed without it"),
+        Remark::DonorRefused(why) => format!("the giver's guest refused ({why}), but owed it; its gate was closed"),
+        Remark::DonorBusy(cpus) => format!("the giver was still running on CPUs {cpus}; its gate was closed firmly"),
+        Remark::GateNotOpen => "the recipient's gate is not confirmed open yet; it is tried on".into(),
+        Remark::RecipientUntold => "the recipient's agent will hear of it when it connects".into(),
+        Remark::RecipientRefused(cpus, why) => format!("the recipient does not use CPUs {cpus}: {why}"),
+        Remark::Unconfirmed => "the recipient plugged it, but did not confirm that it is online".into(),
+        Remark::Unprepared => "the giver's agent could not make room beforehand".into(),
+    };
+    api::Remark { code: kind_of(of), message }
+}
+
+fn stage(of: Stage) -> api::Stage {
+    match of {
+        Stage::Quiesce => api::Stage::Quiesce,
+        Stage::Verify => api::Stage::Verify,
+        Stage::Close => api::Stage::Close,
+        Stage::Open => api::Stage::Open,
+        Stage::Enable => api::Stage::Enable,
+        Stage::Prepare => api::Stage::Prepare,
+        Stage::Shrink => api::Stage::Shrink,
+        Stage::Settle => api::Stage::Settle,
+        Stage::Grow => api::Stage::Grow,
+        Stage::Confirm => api::Stage::Confirm,
+        Stage::Return => api::Stage::Return,
+        Stage::Done => api::Stage::Done,
+    }
+}
+
+/// What a notice of the engine is to those who watch; also logs what a person should look at.
+pub(crate) fn notice_event(of: &Notice, engine: &Engine, now: Duration) -> Option<api::EventKind> {
+    Some(match of {
+        Notice::Waiting { transfer } => api::EventKind::TransferWaiting { transfer: transfer.0 },
+        Notice::Began { transfer, plan: began } => {
+            api::EventKind::TransferBegan { transfer: transfer.0, plan: plan(began) }
+        }
+        Notice::Stage { transfer, leg, stage: reached } => {
+            let report = engine.report(*transfer)?;
+            let planned = report.legs.get(*leg).map(|leg| &leg.planned);
+            api::EventKind::TransferStage {
+                transfer: transfer.0,
+                leg: count(*leg),
+                from: planned.map(|planned| holder(&planned.from)),
+                to: planned.map(|planned| holder(&planned.to)),
+                stage: stage(*reached),
+            }
+        }
+        Notice::Ended(report) => {
+            tracing::info!(transfer = report.id.0, verdict = %kind_of(&report.verdict), "transfer ended");
+            api::EventKind::TransferEnded(Box::new(transfer(report, now)))
+        }
+        Notice::Settled { vm } => api::EventKind::VmSettled { vm: vm.clone() },
+        Notice::Silent { vm } => {
+            tracing::warn!(%vm, "the guest does not answer: its memory neither shrinks nor grows until it does");
+            api::EventKind::VmSilent { vm: vm.clone() }
+        }
+        Notice::Violated(what) => {
+            tracing::error!(violation = %what, "an invariant does not hold");
+            api::EventKind::Violated(violation(what))
+        }
+    })
+}
