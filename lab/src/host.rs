@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use crate::client::{self, Client, Output};
 use crate::image;
 use crate::spec::LabSpec;
+use crate::wire::Say;
 
 /// What the lab is built from.
 #[derive(Debug, Clone)]
@@ -86,13 +87,9 @@ impl Lab {
         self.ok(&["/bin/sh", "-c", script])
     }
 
-    /// Runs a program and shows its output as it comes.
-    pub fn live(&self, argv: &[&str], show: &mut dyn FnMut(&str)) -> Result<Output> {
-        let mut say = |say: &crate::wire::Say| match say {
-            crate::wire::Say::Out { text, .. } | crate::wire::Say::Err { text, .. } => show(text),
-            crate::wire::Say::Exit { .. } => {}
-        };
-        self.client.start(argv, "")?.wait(COMMAND_BUDGET, &mut say)
+    /// Runs a program and shows what it says as it comes.
+    pub fn live(&self, argv: &[&str], show: &mut dyn FnMut(&Say)) -> Result<Output> {
+        self.client.start(argv, "")?.wait(COMMAND_BUDGET, show)
     }
 
     /// Starts a program and goes on.
@@ -129,34 +126,6 @@ impl Lab {
     /// Waits for a condition; the last state is in the error when the budget runs out.
     pub fn until<T>(&self, what: &str, budget: Duration, mut look: impl FnMut(&Self) -> Result<Look<T>>) -> Result<T> {
         wait_until(what, budget, || look(self))
-    }
-
-    /// The socket for an interactive shell on the host's console is not offered: `shell` relays lines instead.
-    pub fn shell(&self) -> Result<()> {
-        use std::io::{BufRead, Write};
-        let mut stdout = std::io::stdout();
-        for line in prompt_lines() {
-            let line = line?;
-            if line.trim() == "exit" {
-                break;
-            }
-            let show = &mut |text: &str| {
-                let mut out = std::io::stdout();
-                let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-            };
-            if let Err(error) = self.live(&["/bin/sh", "-c", &line], show) {
-                writeln!(stdout, "{error:#}")?;
-            }
-        }
-        fn prompt_lines() -> impl Iterator<Item = std::io::Result<String>> {
-            let mut lines = std::io::stdin().lock().lines();
-            std::iter::from_fn(move || {
-                let mut out = std::io::stdout();
-                let _ = write!(out, "host# ").and_then(|()| out.flush());
-                lines.next()
-            })
-        }
-        Ok(())
     }
 }
 

@@ -13,16 +13,25 @@
 //! What runs in the host and in the guests is built into their initial RAM file systems by [`image`]; nothing of this machine's file
 //! system is visible to them.
 
+pub mod bench;
+pub mod demo;
 pub mod image;
 pub mod observe;
+pub mod trials;
 pub mod wire;
 
 mod client;
 mod host;
+mod monitor;
 mod responder;
+mod shell;
 mod spec;
+mod stage;
 
 pub use client::{Client, Output};
 pub use host::{Kit, Lab, Look, Running, wait_until};
+pub use monitor::Monitor;
 pub use responder::serve;
+pub use shell::{print, shell};
 pub use spec::LabSpec;
+pub use stage::{GuestSpec, Stage, Witness};

@@ -34,7 +34,7 @@ pub fn serve(name: &str) -> Result<()> {
             Ok(_) => match serde_json::from_str(&line) {
                 Ok(ask) => handle(ask, &answers, &running),
                 // The rest of a line whose beginning went to nobody.
-                Err(error) => eprintln!("conuma-lab-init: {error}: {line}"),
+                Err(error) => drop(writeln!(std::io::stderr(), "conuma-lab-init: {error}: {line}")),
             },
         }
     }

@@ -5,13 +5,12 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use conuma_lab::observe::{Watch, watch};
-use conuma_lab::wire::Say;
-use conuma_lab::{Client, serve};
+use conuma_lab::{Client, Monitor, print, serve};
 
 #[derive(Parser)]
 #[command(about = "The lab's hand inside its machines")]
@@ -39,6 +38,17 @@ enum Command {
         #[arg(trailing_var_arg = true, required = true)]
         argv: Vec<String>,
     },
+    /// Move virtio-mem from one VM to another without the daemon; prints the microseconds it took.
+    Resize {
+        /// Monitor of the VM that gives.
+        from: PathBuf,
+        /// Monitor of the VM that gets.
+        to: PathBuf,
+        /// The host node.
+        node: u32,
+        /// How much.
+        bytes: u64,
+    },
     /// Watch VMs until a file appears; prints findings as JSON.
     Observe {
         /// Directory with one cgroup per VM.
@@ -58,6 +68,8 @@ enum Command {
         until: PathBuf,
     },
 }
+
+const RESIZE_BUDGET: Duration = Duration::from_secs(120);
 
 fn pair<T: std::str::FromStr>(text: &str) -> Result<(String, T), String> {
     let (name, value) = text.split_once('=').ok_or("expected name=value")?;
@@ -84,6 +96,16 @@ fn run(command: Command) -> Result<ExitCode> {
             let output = client.start(&argv, "")?.wait(Duration::from_secs(budget), &mut print)?;
             Ok(ExitCode::from(u8::try_from(output.code).unwrap_or(u8::MAX)))
         }
+        Command::Resize { from, to, node, bytes } => {
+            let (mut from, mut to) = (Monitor::connect(&from)?, Monitor::connect(&to)?);
+            let less = from.plugged(node)?.checked_sub(bytes).context("the giving VM has less than that")?;
+            let more = to.plugged(node)? + bytes;
+            let began = Instant::now();
+            from.resize(node, less, RESIZE_BUDGET)?;
+            to.resize(node, more, RESIZE_BUDGET)?;
+            writeln!(std::io::stdout(), "{}", began.elapsed().as_micros())?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Observe { cgroups, monitors, limits, period, until } => {
             let node_limits = limits
                 .into_iter()
@@ -101,13 +123,4 @@ fn run(command: Command) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
     }
-}
-
-fn print(say: &Say) {
-    // A closed pipe ends us soon enough.
-    let _ = match say {
-        Say::Out { text, .. } => std::io::stdout().write_all(text.as_bytes()),
-        Say::Err { text, .. } => std::io::stderr().write_all(text.as_bytes()),
-        Say::Exit { .. } => Ok(()),
-    };
 }

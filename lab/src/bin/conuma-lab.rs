@@ -1,11 +1,12 @@
 //! Boots a virtual NUMA host and does something in it.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use conuma_lab::{Kit, Lab, LabSpec};
+use conuma_lab::{Kit, Lab, LabSpec, bench, demo, shell, trials};
 
 #[derive(Parser)]
 #[command(about = "A virtual NUMA host with real KVM guests")]
@@ -25,6 +26,20 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Run the lab's tests.
+    Test {
+        /// Only those whose name contains this.
+        #[arg(default_value = "")]
+        filter: String,
+    },
+    /// Tell the whole story once, with live output.
+    Demo,
+    /// Measure against what it is meant to replace, in the same run.
+    BenchLend {
+        /// How often each is measured.
+        #[arg(long, default_value_t = 9)]
+        rounds: usize,
+    },
     /// A shell in the virtual host.
     Shell {
         /// Its topology.
@@ -37,7 +52,16 @@ fn main() -> Result<ExitCode> {
     let cli = Cli::parse();
     let kit = Kit { kernels: cli.kernels, programs: cli.bin_dir, work: cli.work };
     match cli.command {
-        Command::Shell { topology } => Lab::boot(&kit, "shell", LabSpec::parse(&topology)?)?.shell()?,
+        Command::Test { filter } => {
+            let tally = trials::run(&kit, &filter)?;
+            writeln!(std::io::stdout(), "{} passed, {} failed, 0 skipped", tally.passed, tally.failed)?;
+            if tally.failed > 0 || tally.passed == 0 {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Command::Demo => demo::run(&kit)?,
+        Command::BenchLend { rounds } => bench::run(&kit, rounds)?,
+        Command::Shell { topology } => shell(&Lab::boot(&kit, "shell", LabSpec::parse(&topology)?)?)?,
     }
     Ok(ExitCode::SUCCESS)
 }

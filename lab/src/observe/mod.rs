@@ -178,7 +178,8 @@ impl<'a> State<'a> {
         for (node, limit) in &self.watch.node_limits {
             let sum: u64 = second
                 .iter()
-                .filter_map(|(key, bytes)| (key.1 == *node).then(|| first.get(key).map_or(0, |b| (*b).min(*bytes))))
+                .filter(|(key, _)| key.1 == *node)
+                .map(|(key, bytes)| first.get(key).map_or(0, |earlier| (*earlier).min(*bytes)))
                 .sum();
             if sum > *limit {
                 self.violation(format!("node {node}: VMs could touch {sum} bytes together, {limit} are there"));

@@ -1,0 +1,123 @@
+//! What a move costs, as a ratio against what it replaces, measured in the same guests and the same run.
+//!
+//! - **Cores**: lending four cores from one guest to the other, against taking the same four vCPUs offline in the one and
+//!   bringing them online in the other by hot-plug's own way (`/sys/devices/system/cpu/cpuN/online`).
+//! - **Memory**: lending, against a bare virtio-mem resize of the same size: `qom-set requested-size` down in the one, up in
+//!   the other, over QMP monitors that the daemon does not use.
+//!
+//! The rounds alternate, so that whatever else the machine does falls on both. Only ratios mean anything.
+
+use std::io::Write as _;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use crate::host::Kit;
+use crate::stage::Stage;
+use crate::trials::{GUESTS, TOPOLOGY};
+
+/// How many times cheaper than hot-plug a move of cores has to be at least.
+const CORES_AT_LEAST: f64 = 10.0;
+/// How many times the bare resize a move of memory may cost at most.
+const MEMORY_AT_MOST: f64 = 1.2;
+
+/// Measures, prints a table, and fails if a ratio is missed.
+pub fn run(kit: &Kit, rounds: usize) -> Result<()> {
+    let stage = Stage::open(kit, "bench-lend", TOPOLOGY)?;
+    stage.start_guests(&GUESTS)?;
+    let mut out = std::io::stdout().lock();
+    let mut cores = Pair::default();
+    let mut memory = Pair::default();
+    for round in 1..=rounds {
+        cores.ours.push(lend(&stage, &["--cpus", "4-7"])?);
+        cores.theirs.push(hotplug(&stage, 4, 7)?);
+        memory.ours.push(lend(&stage, &["--memory", "node1=256M"])?);
+        memory.theirs.push(resize(&stage, 1, 256)?);
+        writeln!(out, "round {round} of {rounds}: cores {}, memory {}", cores.last(), memory.last())?;
+        out.flush()?;
+    }
+    writeln!(out, "\n{:<34}{:>14}{:>18}{:>10}", "", "lend, median", "instead, median", "ratio")?;
+    writeln!(out, "{:<34}{}", "4 cores / CPU offline and online", cores.row())?;
+    writeln!(out, "{:<34}{}", "256 MiB / bare virtio-mem resize", memory.row())?;
+    let (faster, slower) = (1.0 / cores.ratio(), memory.ratio());
+    writeln!(out, "\ncores: {faster:.1} times faster than hot-plug; memory: {slower:.2} times a bare resize")?;
+    ensure!(faster >= CORES_AT_LEAST, "cores must be at least {CORES_AT_LEAST} times faster");
+    ensure!(slower <= MEMORY_AT_MOST, "memory may take at most {MEMORY_AT_MOST} times a bare resize");
+    Ok(())
+}
+
+#[derive(Default)]
+struct Pair {
+    ours: Vec<Duration>,
+    theirs: Vec<Duration>,
+}
+
+impl Pair {
+    fn last(&self) -> String {
+        let ms = |times: &[Duration]| times.last().map_or(0, Duration::as_millis);
+        format!("{} / {} ms", ms(&self.ours), ms(&self.theirs))
+    }
+
+    fn ratio(&self) -> f64 {
+        median(&self.ours).as_secs_f64() / median(&self.theirs).as_secs_f64()
+    }
+
+    fn row(&self) -> String {
+        let (ours, theirs) = (median(&self.ours), median(&self.theirs));
+        format!("{:>11} ms{:>15} ms{:>10.3}", ours.as_millis(), theirs.as_millis(), self.ratio())
+    }
+}
+
+fn median(times: &[Duration]) -> Duration {
+    let mut sorted = times.to_vec();
+    sorted.sort();
+    sorted.get(sorted.len() / 2).copied().unwrap_or_default()
+}
+
+/// Lends there and back; the time that the daemon took for the way there.
+fn lend(stage: &Stage, what: &[&str]) -> Result<Duration> {
+    let argv = [&["conuma", "lend", "--from", "a", "--to", "b"], what].concat();
+    let (code, transfer) = stage.transfer(&argv)?;
+    ensure!(code == 0, "{transfer:#?}");
+    let (code, back) = stage.transfer(&["conuma", "recall", "--to", "a"])?;
+    ensure!(code == 0, "{back:#?}");
+    Ok(Duration::from_micros(transfer.took_us))
+}
+
+/// Takes vCPUs offline in `a`, then brings the same online in `b`, where they were taken offline before; each guest
+/// measures its own part. Both end as they began.
+fn hotplug(stage: &Stage, first: u32, last: u32) -> Result<Duration> {
+    let script = |online: u32| {
+        format!(
+            "t0=$(cut -d' ' -f1 /proc/uptime); for c in $(seq {first} {last}); do \
+             echo {online} > /sys/devices/system/cpu/cpu$c/online; done; echo $t0 $(cut -d' ' -f1 /proc/uptime)"
+        )
+    };
+    let timed = |vm: &str, online: u32| -> Result<Duration> {
+        let text = stage.lab.guest(vm, &script(online))?;
+        let times: Vec<f64> = text.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+        ensure!(times.len() == 2, "two times expected: {text}");
+        Ok(Duration::from_secs_f64((times[1] - times[0]).max(0.0)))
+    };
+    timed("b", 0)?;
+    let out = timed("a", 0)?;
+    let into = timed("b", 1)?;
+    timed("a", 1)?;
+    // Both guests are told their holdings anew, as hot-plug changes what they have.
+    stage.until_agent("a")?;
+    stage.until_agent("b")?;
+    Ok(out + into)
+}
+
+/// Shrinks a node of `a` and grows it in `b` by `mib`, and back; the time for the way there, measured in the host.
+fn resize(stage: &Stage, node: u32, mib: u64) -> Result<Duration> {
+    let (node, bytes) = (node.to_string(), (mib << 20).to_string());
+    let step = |from: &str, to: &str| -> Result<Duration> {
+        let (from, to) = (format!("/run/witness-{from}.sock"), format!("/run/witness-{to}.sock"));
+        let text = stage.lab.ok(&["conuma-lab-init", "resize", &from, &to, &node, &bytes])?;
+        Ok(Duration::from_micros(text.trim().parse()?))
+    };
+    let took = step("a", "b")?;
+    step("b", "a")?;
+    Ok(took)
+}

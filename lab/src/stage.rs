@@ -1,0 +1,225 @@
+//! A virtual host with the daemon and two guests on it: where tests, demo and measurements begin.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use conuma_api::{AgentState, Transfer, VmDetail};
+use conuma_topology::{Bytes, CpuSet, NodeId};
+use serde::de::DeserializeOwned;
+
+use crate::client::{Command, Output};
+use crate::host::{Kit, Lab, Look, guest_socket};
+use crate::observe::Findings;
+use crate::spec::LabSpec;
+
+/// The cgroup directory of the VMs.
+const CGROUPS: &str = "/sys/fs/cgroup/conuma";
+/// Boot memory of a guest on each node.
+const BOOT_MEMORY: &str = "192M";
+/// What the daemon leaves to the host on each node.
+const RESERVE: &str = "256M";
+const GUEST_CMDLINE: &str = "console=ttyS0 quiet nowatchdog mitigations=off rdinit=/init";
+const GUESTS_BUDGET: Duration = Duration::from_secs(300);
+const WITNESS_STOP: &str = "/run/witness.stop";
+
+/// A guest to be started.
+#[derive(Debug, Clone)]
+pub struct GuestSpec {
+    /// Its name.
+    pub name: &'static str,
+    /// Name of its kernel, one of [`crate::image::GUEST_KERNELS`].
+    pub kernel: &'static str,
+    /// `cores` or `cpus` it is guaranteed, as in a VM file.
+    pub guarantee: &'static str,
+    /// CPUs it holds at start.
+    pub cpus: &'static str,
+    /// Memory it holds at start beyond its boot memory.
+    pub memory: &'static [(u32, Bytes)],
+}
+
+/// A host with its daemon.
+#[derive(Debug)]
+pub struct Stage {
+    /// The host.
+    pub lab: Lab,
+}
+
+impl Stage {
+    /// Boots a host and starts its daemon.
+    pub fn open(kit: &Kit, name: &str, topology: &str) -> Result<Self> {
+        let stage = Self { lab: Lab::boot(kit, name, LabSpec::parse(topology)?)? };
+        stage.start_daemon()?;
+        Ok(stage)
+    }
+
+    /// Starts the daemon and waits until it answers.
+    pub fn start_daemon(&self) -> Result<()> {
+        self.lab.sh(&format!(
+            "RUST_LOG=${{RUST_LOG:-info}} setsid conumad --reserve-memory {RESERVE} </dev/null >>/run/conumad.log 2>&1 & echo $! >/run/conumad.pid"
+        ))?;
+        self.lab.until("the daemon", Duration::from_secs(60), |lab| {
+            let output = lab.run(&["conuma", "list", "--json"])?;
+            Ok(if output.code == 0 { Look::Done(()) } else { Look::NotYet(output.err) })
+        })
+    }
+
+    /// Ends the daemon as a crash would, and waits until it is gone.
+    pub fn kill_daemon(&self) -> Result<()> {
+        self.lab.sh(
+            "kill -9 $(cat /run/conumad.pid); while kill -0 $(cat /run/conumad.pid) 2>/dev/null; do sleep 0.05; done",
+        )?;
+        Ok(())
+    }
+
+    /// Starts guests side by side and waits for their agents.
+    pub fn start_guests(&self, guests: &[GuestSpec]) -> Result<()> {
+        let mut starting = Vec::new();
+        for guest in guests {
+            let file = format!("/lab/{}.toml", guest.name);
+            self.lab.write(&file, &self.vm_file(guest))?;
+            starting.push(self.lab.spawn(&["conuma", "start", &file, "--wait", "none"])?);
+        }
+        for (start, guest) in starting.into_iter().zip(guests) {
+            start.wait(GUESTS_BUDGET, &mut |_| {})?.ok().with_context(|| format!("starting {}", guest.name))?;
+        }
+        for guest in guests {
+            self.until_agent(guest.name)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until a VM's agent is connected and everything follows the ledger.
+    pub fn until_agent(&self, vm: &str) -> Result<VmDetail> {
+        self.lab.until(&format!("the agent of {vm}"), GUESTS_BUDGET, |_| {
+            let detail = self.show(vm)?;
+            let ready = detail.summary.agent == AgentState::Connected && detail.summary.settled;
+            Ok(if ready { Look::Done(detail) } else { Look::NotYet(format!("{:?}", detail.summary)) })
+        })
+    }
+
+    /// The text of a guest's VM file.
+    pub fn vm_file(&self, guest: &GuestSpec) -> String {
+        let machine = &self.lab.spec.machine;
+        let boot: Bytes = BOOT_MEMORY.parse().unwrap_or_default();
+        let memory = |extra: &[(u32, Bytes)]| {
+            let mut parts = Vec::new();
+            for node in machine.memory_nodes().iter() {
+                let more: Bytes = extra.iter().filter(|(n, _)| NodeId(*n) == node).map(|(_, bytes)| *bytes).sum();
+                parts.push(format!("node{node} = \"{}\"", boot + more));
+            }
+            format!("{{ {} }}", parts.join(", "))
+        };
+        let name = guest.name;
+        let qemu_args = [
+            "-device".to_owned(),
+            "virtio-serial-pci".to_owned(),
+            "-chardev".to_owned(),
+            format!("socket,id=lab,path={},server=on,wait=off", guest_socket(name)),
+            "-device".to_owned(),
+            "virtserialport,chardev=lab,name=conuma.lab".to_owned(),
+            "-serial".to_owned(),
+            format!("file:/run/{name}.console"),
+            "-qmp".to_owned(),
+            format!("unix:/run/witness-{name}.sock,server=on,wait=off"),
+        ];
+        format!(
+            "name = \"{name}\"\nqemu_args = {qemu_args:?}\n\n[guarantee]\n{guarantee}\nmemory = {guaranteed}\n\n\
+             [initial]\ncpus = \"{cpus}\"\nmemory = {initial}\n\n[boot]\nmemory_per_node = \"{BOOT_MEMORY}\"\n\
+             kernel = \"/lab/{kernel}.vmlinuz\"\ninitrd = \"/lab/{kernel}.cpio\"\ncmdline = \"{GUEST_CMDLINE}\"\n",
+            guarantee = guest.guarantee,
+            guaranteed = memory(&[]),
+            cpus = guest.cpus,
+            initial = memory(guest.memory),
+            kernel = guest.kernel,
+        )
+    }
+
+    /// All that the daemon knows of a VM.
+    pub fn show(&self, vm: &str) -> Result<VmDetail> {
+        self.json(&["conuma", "show", vm, "--json"])
+    }
+
+    /// Runs a command that moves something, and gives the transfer that it reports, whatever became of it.
+    pub fn transfer(&self, argv: &[&str]) -> Result<(i32, Transfer)> {
+        let argv: Vec<&str> = argv.iter().copied().chain(["--json"]).collect();
+        let Output { code, out, err } = self.lab.run(&argv)?;
+        let transfer = serde_json::from_str(&out).with_context(|| format!("{argv:?}: exit code {code}: {err}{out}"))?;
+        Ok((code, transfer))
+    }
+
+    fn json<T: DeserializeOwned>(&self, argv: &[&str]) -> Result<T> {
+        let text = self.lab.ok(argv)?;
+        serde_json::from_str(&text).with_context(|| format!("{argv:?} printed {text}"))
+    }
+
+    /// Starts the independent witness over these VMs.
+    pub fn witness(&self, vms: &[&str]) -> Result<Witness<'_>> {
+        let reserve: Bytes = RESERVE.parse()?;
+        self.lab.sh(&format!("rm -f {WITNESS_STOP}"))?;
+        let mut argv: Vec<String> =
+            ["conuma-lab-init", "observe", "--cgroups", CGROUPS, "--until", WITNESS_STOP].map(str::to_owned).to_vec();
+        for vm in vms {
+            argv.push(format!("--monitor={vm}=/run/witness-{vm}.sock"));
+        }
+        for (node, capacity) in self.capacities()? {
+            argv.push(format!("--limit={node}={}", capacity.saturating_sub(reserve).0));
+        }
+        let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+        Ok(Witness { stage: self, command: self.lab.spawn(&argv)? })
+    }
+
+    /// `MemTotal` of the host's nodes, read by the lab itself.
+    fn capacities(&self) -> Result<Vec<(u32, Bytes)>> {
+        let text = self.lab.sh("cat /sys/devices/system/node/node*/meminfo | grep MemTotal")?;
+        text.lines()
+            .map(|line| {
+                let words: Vec<&str> = line.split_whitespace().collect();
+                let node = words.get(1).and_then(|word| word.parse().ok());
+                let kib = words.get(3).and_then(|word| word.parse().ok());
+                node.zip(kib.map(Bytes::kib)).with_context(|| format!("not a line of meminfo: {line}"))
+            })
+            .collect()
+    }
+
+    /// Pages of VMs' memory that lie on the node they are bound to, and pages that lie elsewhere, by the host kernel's word.
+    pub fn placed_pages(&self) -> Result<(u64, u64)> {
+        let text = self.lab.sh("for p in $(pidof qemu-system-x86_64); do grep bind: /proc/$p/numa_maps; done")?;
+        let (mut home, mut elsewhere) = (0, 0);
+        for line in text.lines() {
+            let bound = line.split_whitespace().find_map(|word| word.strip_prefix("bind:"));
+            for (node, pages) in line.split_whitespace().filter_map(|word| word.strip_prefix('N')?.split_once('=')) {
+                let pages: u64 = pages.parse().unwrap_or(0);
+                if Some(node) == bound { home += pages } else { elsewhere += pages }
+            }
+        }
+        Ok((home, elsewhere))
+    }
+
+    /// The CPUs that an ordinary task in a guest may use, by the guest's own word.
+    pub fn guest_cpus(&self, vm: &str) -> Result<CpuSet> {
+        let list = self.lab.guest(vm, "grep Cpus_allowed_list /proc/self/status | cut -f2")?;
+        Ok(list.trim().parse()?)
+    }
+
+    /// `MemTotal` of a node in a guest, by the guest's own word.
+    pub fn guest_memory(&self, vm: &str, node: u32) -> Result<Bytes> {
+        let script = format!("grep MemTotal /sys/devices/system/node/node{node}/meminfo | tr -s ' ' | cut -d' ' -f4");
+        Ok(Bytes::kib(self.lab.guest(vm, &script)?.trim().parse()?))
+    }
+}
+
+/// The witness at work.
+#[derive(Debug)]
+pub struct Witness<'a> {
+    stage: &'a Stage,
+    command: Command<'a>,
+}
+
+impl Witness<'_> {
+    /// Ends the watch and gives what was seen.
+    pub fn findings(self) -> Result<Findings> {
+        self.stage.lab.sh(&format!("touch {WITNESS_STOP}"))?;
+        let text = self.command.wait(Duration::from_secs(60), &mut |_| {})?.ok().context("the witness")?;
+        serde_json::from_str(&text).with_context(|| format!("the witness said {text}"))
+    }
+}

@@ -1,0 +1,261 @@
+//! The main series: four nodes, two guests that replicate them, and everything that moves between the two.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use conuma_api::{AgentState, TransferState, VmDetail};
+use conuma_topology::{Bytes, CpuId, CpuSet, Machine, NodeId};
+
+use super::{Report, Trial, Verdict, shapes};
+use crate::host::{Kit, Look};
+use crate::stage::{GuestSpec, Stage};
+
+/// Four nodes of two cores, two near pairs, and a network card on node 2.
+pub(crate) const TOPOLOGY: &str = "4n2c1t@2G; dist=10,16,32,32/16,10,32,32/32,32,10,16/32,32,16,10; \
+                                   dev 0000:3b:00.0 node=2 class=020000";
+
+/// `a` holds six cores and 256 MiB of node 1 more than it is guaranteed; `b` has just its guarantee.
+pub(crate) const GUESTS: [GuestSpec; 2] = [
+    GuestSpec {
+        name: "a",
+        kernel: "guest-6.12",
+        guarantee: "cpus = \"2-3\"",
+        cpus: "2-7",
+        memory: &[(1, Bytes::mib(256))],
+    },
+    GuestSpec { name: "b", kernel: "guest-6.12", guarantee: "cpus = \"0-1\"", cpus: "0-1", memory: &[] },
+];
+
+const TRIALS: [Trial<Stage>; 10] = [
+    Trial { name: "the_host_reads_back", body: |stage| shapes::reads_back(&stage.lab) },
+    Trial { name: "a_device_is_at_home_on_its_node", body: device_home },
+    Trial { name: "guests_replicate_the_host", body: replicas },
+    Trial { name: "vcpus_are_bound_one_to_one_and_gated", body: bound_and_gated },
+    Trial { name: "cores_and_memory_move_and_come_back", body: lend_and_recall },
+    Trial { name: "tasks_get_their_own_affinity_back", body: affinity_comes_back },
+    Trial { name: "an_exclusive_cpuset_is_refused_with_its_reason", body: exclusive_cpuset },
+    Trial { name: "a_silent_agent_does_not_keep_a_core", body: silent_agent },
+    Trial { name: "a_killed_daemon_finds_everything_again", body: killed_daemon },
+    Trial { name: "stopping_leaves_nothing_behind", body: stop_all },
+];
+
+pub(super) fn run(kit: &Kit, report: &mut Report) -> Result<()> {
+    if !report.wants(&TRIALS) {
+        return Ok(());
+    }
+    let open = || {
+        let stage = Stage::open(kit, "grid", TOPOLOGY)?;
+        let started = stage.start_guests(&GUESTS);
+        if started.is_err() {
+            stage.lab.collect_logs();
+        }
+        started.map(|()| stage)
+    };
+    report.series(&TRIALS, open(), |stage| stage.lab.collect_logs())
+}
+
+fn cpus(text: &str) -> CpuSet {
+    text.parse().unwrap_or_default()
+}
+
+fn device_home(stage: &Stage) -> Verdict {
+    let machine: Machine = serde_json::from_str(&stage.lab.ok(&["conuma", "topology", "--json"])?)?;
+    let homes: Vec<_> = machine.devices.values().filter(|d| d.class >> 16 == 2).map(|device| device.home).collect();
+    ensure!(homes == [Some(NodeId(2))], "network cards are at home on {homes:?}");
+    Ok(())
+}
+
+/// Each guest sees the host's nodes, CPUs, distances and packages.
+fn replicas(stage: &Stage) -> Verdict {
+    let look = "cd /sys/devices/system/node; for n in node[0-9]*; do echo $n $(cat $n/cpulist) $(cat $n/distance); done; \
+                cd ../cpu; for c in cpu[0-9]*; do echo $c $(cat $c/topology/physical_package_id $c/topology/thread_siblings_list); done";
+    let host = stage.lab.sh(look)?;
+    for guest in &GUESTS {
+        let seen = stage.lab.guest(guest.name, look)?;
+        ensure!(seen == host, "{} sees\n{seen}\nthe host is\n{host}", guest.name);
+    }
+    Ok(())
+}
+
+/// By the kernel's word, not the daemon's: each vCPU thread may run on its CPU only, and its gate is closed unless the VM
+/// holds the CPU.
+fn bound_and_gated(stage: &Stage) -> Verdict {
+    for guest in &GUESTS {
+        let text = stage.lab.sh(&format!(
+            "cd /sys/fs/cgroup/conuma/{}; for k in vcpu*; do t=$(cat $k/cgroup.threads); echo $k \
+             $(grep Cpus_allowed_list /proc/$t/status | cut -f2) $(cat $k/cpu.idle); done",
+            guest.name
+        ))?;
+        let held = cpus(guest.cpus);
+        let mut seen = CpuSet::new();
+        for line in text.lines() {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let [vcpu, allowed, idle] = words[..] else { anyhow::bail!("not a line of three: {line}") };
+            let number: u32 = vcpu.trim_start_matches("vcpu").parse()?;
+            ensure!(allowed == number.to_string(), "{vcpu} of {} may run on {allowed}", guest.name);
+            let closed = idle == "1";
+            ensure!(closed != held.contains(CpuId(number)), "{vcpu} of {}: gate closed: {closed}", guest.name);
+            seen.insert(CpuId(number));
+        }
+        ensure!(seen == stage.lab.spec.machine.online_cpus(), "{} has vCPUs {seen}", guest.name);
+        ensure!(stage.guest_cpus(guest.name)? == held, "tasks in {} may use other CPUs than it holds", guest.name);
+    }
+    Ok(())
+}
+
+/// CPUs 4-7 and 256 MiB of node 1 go from `a` to `b` and back, under load and under the eyes of the witness.
+fn lend_and_recall(stage: &Stage) -> Verdict {
+    let amount = Bytes::mib(256);
+    let before = [stage.guest_memory("a", 1)?, stage.guest_memory("b", 1)?];
+    stage.lab.guest("a", "for i in 1 2 3 4 5 6; do setsid sh -c 'while :; do :; done' & done; sleep 1")?;
+    let witness = stage.witness(&["a", "b"])?;
+
+    let argv = ["conuma", "lend", "--from", "a", "--to", "b", "--cpus", "4-7", "--memory", "node1=256M"];
+    let (code, transfer) = stage.transfer(&argv)?;
+    ensure!(code == 0 && transfer.state == TransferState::Complete, "{transfer:#?}");
+    ensure!(stage.guest_cpus("a")? == cpus("2-3"), "a may use {}", stage.guest_cpus("a")?);
+    ensure!(stage.guest_cpus("b")? == cpus("0-1,4-7"), "b may use {}", stage.guest_cpus("b")?);
+    let during = [stage.guest_memory("a", 1)?, stage.guest_memory("b", 1)?];
+    ensure!(during[0] + amount == before[0], "node 1 of a went from {} to {}", before[0], during[0]);
+    ensure!(during[1] == before[1] + amount, "node 1 of b went from {} to {}", before[1], during[1]);
+    runs_only_where_held(stage, "a", &cpus("4-7"))?;
+    guest_and_host_agree(stage)?;
+
+    let (code, transfer) = stage.transfer(&["conuma", "recall", "--to", "a"])?;
+    ensure!(code == 0 && transfer.state == TransferState::Complete, "{transfer:#?}");
+    ensure!(stage.guest_cpus("a")? == cpus("2-7"), "a may use {}", stage.guest_cpus("a")?);
+    ensure!(stage.guest_cpus("b")? == cpus("0-1"), "b may use {}", stage.guest_cpus("b")?);
+    let after = [stage.guest_memory("a", 1)?, stage.guest_memory("b", 1)?];
+    ensure!(after == before, "node 1 had {before:?} before and has {after:?} after");
+
+    let findings = witness.findings()?;
+    stage.lab.guest("a", "pkill -f 'while :' || true")?;
+    ensure!(findings.violation_count == 0, "{findings:#?}");
+    ensure!(findings.samples >= 10 && findings.memory_samples >= 10, "the witness saw too little: {findings:#?}");
+    let seen = &findings.holdings_seen["b"];
+    ensure!(seen.contains(&"0,1,4,5,6,7".to_owned()), "the witness never saw b hold CPUs 4-7: {seen:?}");
+    Ok(())
+}
+
+/// The host's count of the time that vCPU threads ran: on CPUs that `vm` does not hold it stands (nearly) still, although
+/// the guest is busy; on those that it holds it grows.
+fn runs_only_where_held(stage: &Stage, vm: &str, lent: &CpuSet) -> Result<()> {
+    let ran = |detail: &VmDetail, held: bool| -> u64 {
+        let wanted = detail.vcpus.iter().filter(|vcpu| vcpu.held == held && (held || lent.contains(vcpu.cpu)));
+        wanted.filter_map(|vcpu| vcpu.run_time_us).sum()
+    };
+    let first = stage.show(vm)?;
+    // Until the busy CPUs have run for two seconds together.
+    let last = stage.lab.until("the load", Duration::from_secs(60), |_| {
+        let now = stage.show(vm)?;
+        let grown = ran(&now, true).saturating_sub(ran(&first, true));
+        Ok(if grown > 2_000_000 { Look::Done(now) } else { Look::NotYet(format!("{grown} us")) })
+    })?;
+    let (held, lent) = (ran(&last, true) - ran(&first, true), ran(&last, false) - ran(&first, false));
+    ensure!(lent * 10 < held, "{vm} ran {lent} us on CPUs it had lent and {held} us on those it held");
+    Ok(())
+}
+
+/// What guest and host say of memory is the same.
+fn guest_and_host_agree(stage: &Stage) -> Result<()> {
+    for guest in &GUESTS {
+        let detail = stage.show(guest.name)?;
+        for memory in &detail.memory {
+            ensure!(memory.requested == memory.plugged, "{}: {memory:?}", guest.name);
+            ensure!(memory.held == memory.boot + memory.plugged, "{}: {memory:?}", guest.name);
+            let resident = memory.resident.context("the daemon reads numa_maps")?;
+            ensure!(
+                resident <= memory.held + Bytes::mib(64),
+                "{} uses more of a node than it holds: {memory:?}",
+                guest.name
+            );
+        }
+    }
+    let (home, elsewhere) = stage.placed_pages()?;
+    ensure!(home > 0 && elsewhere == 0, "{elsewhere} of {} pages lie on another node than bound to", home + elsewhere);
+    Ok(())
+}
+
+/// A task that bound itself to CPU 5 loses it with the CPU, and has it again when the CPU comes back.
+fn affinity_comes_back(stage: &Stage) -> Verdict {
+    let own = "grep Cpus_allowed_list /proc/$(cat /run/bound)/status | cut -f2";
+    stage.lab.guest("a", "setsid taskset -c 5 sleep 100000 & echo $! > /run/bound")?;
+    let bound = stage.lab.guest("a", own)?;
+    ensure!(bound.trim() == "5", "the task is bound to {bound}");
+    let (code, _) = stage.transfer(&["conuma", "lend", "--from", "a", "--to", "b", "--cpus", "4-5"])?;
+    ensure!(code == 0, "lending CPUs 4-5: exit code {code}");
+    let meanwhile = stage.lab.guest("a", own)?;
+    ensure!(cpus(meanwhile.trim()).is_disjoint(&cpus("4-5")), "the task may still run on {meanwhile}");
+    stage.transfer(&["conuma", "recall", "--to", "a"])?;
+    let after = stage.lab.guest("a", own)?;
+    ensure!(after.trim() == "5", "the task may run on {after} now");
+    stage.lab.guest("a", "kill $(cat /run/bound)")?;
+    Ok(())
+}
+
+/// A cgroup in `a` owns CPU 6: it stays, with the reason; CPU 7 goes.
+fn exclusive_cpuset(stage: &Stage) -> Verdict {
+    stage.lab.guest(
+        "a",
+        "cd /sys/fs/cgroup; mkdir owner; echo 6 > owner/cpuset.cpus; echo root > owner/cpuset.cpus.partition; \
+         cat owner/cpuset.cpus.partition",
+    )?;
+    let (code, transfer) = stage.transfer(&["conuma", "lend", "--from", "a", "--to", "b", "--cpus", "6-7"])?;
+    ensure!(code == 3 && transfer.state == TransferState::Partial, "exit code {code}: {transfer:#?}");
+    let said: Vec<_> = transfer.legs.iter().flat_map(|leg| &leg.shortfalls).map(|short| &short.message).collect();
+    ensure!(said.iter().any(|message| message.contains("owner")), "the reason does not name the cgroup: {said:?}");
+    ensure!(stage.guest_cpus("b")? == cpus("0-1,7"), "b may use {}", stage.guest_cpus("b")?);
+    stage.lab.guest("a", "cd /sys/fs/cgroup; echo member > owner/cpuset.cpus.partition; rmdir owner")?;
+    let (code, transfer) = stage.transfer(&["conuma", "recall", "--to", "a"])?;
+    ensure!(code == 0, "{transfer:#?}");
+    Ok(())
+}
+
+/// The agent of `a` is stopped: its CPU is taken all the same, by the gate; when it runs again it learns its holding.
+fn silent_agent(stage: &Stage) -> Verdict {
+    let witness = stage.witness(&["a", "b"])?;
+    stage.lab.guest("a", "kill -STOP $(pidof conuma-agent)")?;
+    let (code, transfer) = stage.transfer(&["conuma", "lend", "--from", "a", "--to", "b", "--cpus", "6"])?;
+    ensure!(code == 0 && transfer.state == TransferState::Complete, "{transfer:#?}");
+    ensure!(transfer.legs.iter().any(|leg| !leg.remarks.is_empty()), "no word of the silent agent: {transfer:#?}");
+    ensure!(stage.guest_cpus("a")?.contains(CpuId(6)), "a stopped agent cannot have acted");
+    stage.lab.guest("a", "kill -CONT $(pidof conuma-agent)")?;
+    stage.lab.until("the agent to learn its holding", Duration::from_secs(120), |_| {
+        let (may, detail) = (stage.guest_cpus("a")?, stage.show("a")?);
+        let done = !may.contains(CpuId(6)) && detail.summary.agent == AgentState::Connected && detail.summary.settled;
+        Ok(if done { Look::Done(()) } else { Look::NotYet(format!("{may}, {:?}", detail.summary)) })
+    })?;
+    stage.transfer(&["conuma", "recall", "--to", "a"])?;
+    let findings = witness.findings()?;
+    ensure!(findings.violation_count == 0, "{findings:#?}");
+    Ok(())
+}
+
+/// The daemon is killed while `b` has borrowed cores: the guests run on, a new daemon knows all, and the loan comes back.
+fn killed_daemon(stage: &Stage) -> Verdict {
+    stage.transfer(&["conuma", "lend", "--from", "a", "--to", "b", "--cpus", "4-5"])?;
+    let before = [stage.show("a")?.summary.holding, stage.show("b")?.summary.holding];
+    let pids = stage.lab.sh("pidof qemu-system-x86_64")?;
+    stage.kill_daemon()?;
+    ensure!(stage.lab.sh("pidof qemu-system-x86_64")? == pids, "the guests did not survive the daemon");
+    stage.start_daemon()?;
+    stage.until_agent("a")?;
+    stage.until_agent("b")?;
+    let after = [stage.show("a")?.summary.holding, stage.show("b")?.summary.holding];
+    ensure!(after == before, "held {before:?} before and {after:?} after");
+    let (code, transfer) = stage.transfer(&["conuma", "recall", "--to", "a"])?;
+    ensure!(code == 0, "{transfer:#?}");
+    ensure!(stage.guest_cpus("a")? == cpus("2-7"), "a may use {}", stage.guest_cpus("a")?);
+    Ok(())
+}
+
+fn stop_all(stage: &Stage) -> Verdict {
+    for guest in &GUESTS {
+        stage.lab.ok(&["conuma", "stop", guest.name, "--force"])?;
+    }
+    let left = stage.lab.sh("pidof qemu-system-x86_64 || true; ls -d /sys/fs/cgroup/conuma/*/ 2>/dev/null || true")?;
+    let left: BTreeSet<&str> = left.split_whitespace().collect();
+    ensure!(left.is_empty(), "left behind: {left:?}");
+    Ok(())
+}

@@ -1,0 +1,89 @@
+//! The lab's tests: each trial is a body that runs in a virtual host; trials of one series share its boot.
+
+mod grid;
+mod odd;
+mod shapes;
+
+use std::io::Write;
+use std::time::Instant;
+
+use anyhow::Result;
+
+use crate::host::Kit;
+pub(crate) use grid::{GUESTS, TOPOLOGY};
+
+/// What a trial says in the end.
+pub(crate) type Verdict = Result<()>;
+
+/// A test.
+pub(crate) struct Trial<S> {
+    /// Its name, unique among all.
+    pub(crate) name: &'static str,
+    /// What it does; an error is a failure.
+    pub(crate) body: fn(&S) -> Verdict,
+}
+
+/// How many trials ended how.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Passed.
+    pub passed: usize,
+    /// Failed.
+    pub failed: usize,
+    /// Not run, as the filter left them out.
+    pub filtered: usize,
+}
+
+/// Runs all trials whose name contains `filter`, and prints what became of each.
+pub fn run(kit: &Kit, filter: &str) -> Result<Tally> {
+    let mut report = Report { filter: filter.to_owned(), tally: Tally::default() };
+    shapes::run(kit, &mut report)?;
+    grid::run(kit, &mut report)?;
+    odd::run(kit, &mut report)?;
+    Ok(report.tally)
+}
+
+/// Counts and prints.
+pub(crate) struct Report {
+    filter: String,
+    tally: Tally,
+}
+
+impl Report {
+    /// Whether a series with these trials has anything to run.
+    pub(crate) fn wants<S>(&self, trials: &[Trial<S>]) -> bool {
+        trials.iter().any(|trial| trial.name.contains(&self.filter))
+    }
+
+    /// Runs the wanted trials of a series on its stage; `on_failure` sees to the logs. A stage that could not be opened
+    /// fails them all.
+    pub(crate) fn series<S>(&mut self, trials: &[Trial<S>], stage: Result<S>, on_failure: impl Fn(&S)) -> Result<()> {
+        for trial in trials {
+            if !trial.name.contains(&self.filter) {
+                self.tally.filtered += 1;
+                continue;
+            }
+            let began = Instant::now();
+            let verdict = match &stage {
+                Ok(stage) => (trial.body)(stage),
+                Err(error) => Err(anyhow::anyhow!("its host did not come up: {error:#}")),
+            };
+            let seconds = began.elapsed().as_secs_f32();
+            let mut out = std::io::stdout().lock();
+            match verdict {
+                Ok(()) => {
+                    self.tally.passed += 1;
+                    writeln!(out, "lab trial {} ... ok ({seconds:.1} s)", trial.name)?;
+                }
+                Err(error) => {
+                    self.tally.failed += 1;
+                    writeln!(out, "lab trial {} ... FAILED ({seconds:.1} s)\n{error:?}\n", trial.name)?;
+                    if let Ok(stage) = &stage {
+                        on_failure(stage);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,66 @@
+//! An odd host: SMT, a node without memory, a node without CPUs; and guests with an older kernel.
+
+use anyhow::{Result, ensure};
+use conuma_api::TransferState;
+use conuma_topology::{Bytes, CpuSet};
+
+use super::{Report, Trial, Verdict, shapes};
+use crate::host::Kit;
+use crate::stage::{GuestSpec, Stage};
+
+const TOPOLOGY: &str = "node0 cpus=0-3 mem=2G; node1 cpus=4-7; node2 mem=1G; smt=2; packages=0-3/4-7; \
+                        dist=10,16,20/16,10,20/20,20,10";
+
+const GUESTS: [GuestSpec; 2] = [
+    GuestSpec {
+        name: "a",
+        kernel: "guest-6.1",
+        guarantee: "cores = 1",
+        cpus: "0-1,4-7",
+        memory: &[(2, Bytes::mib(128))],
+    },
+    GuestSpec { name: "b", kernel: "guest-6.1", guarantee: "cores = 1", cpus: "2-3", memory: &[] },
+];
+
+const TRIALS: [Trial<Stage>; 2] = [
+    Trial { name: "an_odd_host_reads_back", body: |stage| shapes::reads_back(&stage.lab) },
+    Trial { name: "smt_cpuless_and_memoryless_nodes_lend", body: lend },
+];
+
+pub(super) fn run(kit: &Kit, report: &mut Report) -> Result<()> {
+    if !report.wants(&TRIALS) {
+        return Ok(());
+    }
+    let open = || {
+        let stage = Stage::open(kit, "odd", TOPOLOGY)?;
+        let started = stage.start_guests(&GUESTS);
+        if started.is_err() {
+            stage.lab.collect_logs();
+        }
+        started.map(|()| stage)
+    };
+    report.series(&TRIALS, open(), |stage| stage.lab.collect_logs())
+}
+
+/// A whole core of the node without memory and memory of the node without CPUs go from `a` to `b` and back; a task's own
+/// affinity survives that on a kernel that does not keep it by itself.
+fn lend(stage: &Stage) -> Verdict {
+    let own = "grep Cpus_allowed_list /proc/$(cat /run/bound)/status | cut -f2";
+    stage.lab.guest("a", "setsid taskset -c 5 sleep 100000 & echo $! > /run/bound")?;
+    let before = [stage.guest_memory("a", 2)?, stage.guest_memory("b", 2)?];
+    let witness = stage.witness(&["a", "b"])?;
+    let argv = ["conuma", "lend", "--from", "a", "--to", "b", "--cpus", "4-5", "--memory", "node2=128M"];
+    let (code, transfer) = stage.transfer(&argv)?;
+    ensure!(code == 0 && transfer.state == TransferState::Complete, "{transfer:#?}");
+    ensure!(stage.guest_cpus("b")? == "2-5".parse::<CpuSet>()?, "b may use {}", stage.guest_cpus("b")?);
+    ensure!(stage.guest_memory("b", 2)? == before[1] + Bytes::mib(128), "node 2 of b did not grow");
+    let (code, transfer) = stage.transfer(&["conuma", "recall", "--to", "a"])?;
+    ensure!(code == 0 && transfer.state == TransferState::Complete, "{transfer:#?}");
+    let after = [stage.guest_memory("a", 2)?, stage.guest_memory("b", 2)?];
+    ensure!(after == before, "node 2 had {before:?} before and has {after:?} after");
+    let bound = stage.lab.guest("a", own)?;
+    ensure!(bound.trim() == "5", "the task was bound to CPU 5 and may now run on {bound}");
+    let findings = witness.findings()?;
+    ensure!(findings.violation_count == 0, "{findings:#?}");
+    Ok(())
+}

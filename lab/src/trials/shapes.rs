@@ -1,0 +1,55 @@
+//! Hosts of several shapes come up and say of themselves what they were built as.
+
+use anyhow::{Context, Result, ensure};
+use conuma_topology::Machine;
+
+use super::{Report, Trial, Verdict};
+use crate::host::{Kit, Lab};
+use crate::spec::LabSpec;
+
+const TRIALS: [(&str, Trial<Lab>); 2] = [
+    ("1n2c1t@1G", Trial { name: "one_node_reads_back", body: reads_back }),
+    ("2n2c2t@1G", Trial { name: "two_nodes_with_smt_read_back", body: reads_back }),
+];
+
+pub(super) fn run(kit: &Kit, report: &mut Report) -> Result<()> {
+    for (topology, trial) in TRIALS {
+        let trials = [trial];
+        if report.wants(&trials) {
+            let lab = LabSpec::parse(topology).and_then(|spec| Lab::boot(kit, trials[0].name, spec));
+            report.series(&trials, lab, Lab::collect_logs)?;
+        }
+    }
+    Ok(())
+}
+
+/// What `conuma topology` reads in the host is what the host was built as.
+pub(super) fn reads_back(lab: &Lab) -> Verdict {
+    let text = lab.ok(&["conuma", "topology", "--json"])?;
+    let read: Machine = serde_json::from_str(&text).context("conuma topology --json")?;
+    let built = &lab.spec.machine;
+    for (id, node) in &built.nodes {
+        let there = read.nodes.get(id).with_context(|| format!("node {id} was not read"))?;
+        ensure!(there.cpus == node.cpus, "node {id} has CPUs {}, built with {}", there.cpus, node.cpus);
+        match (there.memory, node.memory) {
+            (None, None) => {}
+            // The kernel and the firmware keep a part.
+            (Some(read), Some(built)) => ensure!(
+                read.total <= built.total && read.total.0 > built.total.0 / 2,
+                "node {id} has {}, built with {}",
+                read.total,
+                built.total
+            ),
+            (read, built) => anyhow::bail!("node {id} has memory {read:?}, built with {built:?}"),
+        }
+        for other in built.nodes.keys() {
+            let (read, built) = (read.distance(*id, *other), built.distance(*id, *other));
+            ensure!(read == built, "distance {id} to {other} is {read:?}, built with {built:?}");
+        }
+    }
+    for cpu in built.online_cpus().iter() {
+        ensure!(read.siblings(cpu) == built.siblings(cpu), "CPU {cpu} has siblings {}", read.siblings(cpu));
+    }
+    ensure!(read.packages().len() == built.packages().len(), "{} packages", read.packages().len());
+    Ok(())
+}
