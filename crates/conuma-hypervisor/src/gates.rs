@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use conuma_linux::cgroup::{Cgroup, Limit};
 use conuma_linux::procfs::{Pid, ProcFs, Tid};
@@ -31,9 +30,6 @@ pub trait Gates: Send + Sync + Debug {
 
     /// Where all gates stand.
     fn all(&self) -> Result<BTreeMap<VcpuId, Gate>, GateError>;
-
-    /// How long a vCPU thread has run.
-    fn run_time(&self, vcpu: VcpuId) -> Result<Duration, GateError>;
 
     /// Sets the ceiling on all memory of the VM's process.
     fn set_memory_max(&self, max: Limit<Bytes>) -> Result<(), GateError>;
@@ -96,10 +92,6 @@ impl Gates for VmCgroups {
 
     fn all(&self) -> Result<BTreeMap<VcpuId, Gate>, GateError> {
         self.gates()
-    }
-
-    fn run_time(&self, vcpu: VcpuId) -> Result<Duration, GateError> {
-        self.run_time(vcpu)
     }
 
     fn set_memory_max(&self, max: Limit<Bytes>) -> Result<(), GateError> {

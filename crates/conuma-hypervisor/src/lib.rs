@@ -1,7 +1,10 @@
 //! What Conuma asks of a hypervisor, and the back ends that do it.
 
+#[cfg(feature = "testing")]
+pub mod conformance;
 mod error;
 mod facts;
+pub mod fake;
 pub mod gate;
 mod gates;
 pub mod qemu;

@@ -82,11 +82,14 @@ impl Process {
                     }
                     Err(source) => break LaunchError::Io { what: "watch", path: program.to_owned(), source },
                 },
-                Err(error @ QmpError::Connect { .. }) => match child.try_wait() {
-                    Ok(Some(status)) => return Err(LaunchError::Ended(last_words(log, &status.to_string()))),
-                    _ if Instant::now() >= until => break LaunchError::Monitor(error),
-                    _ => sleep(LOOK_AGAIN).await,
-                },
+                // Not yet listening, or already ending: QEMU listens before it has looked at all its arguments.
+                Err(error @ (QmpError::Connect { .. } | QmpError::Greeting { .. } | QmpError::Closed { .. })) => {
+                    match child.try_wait() {
+                        Ok(Some(status)) => return Err(LaunchError::Ended(last_words(log, &status.to_string()))),
+                        _ if Instant::now() >= until => break LaunchError::Monitor(error),
+                        _ => sleep(LOOK_AGAIN).await,
+                    }
+                }
                 Err(error) => break LaunchError::Monitor(error),
             }
         };

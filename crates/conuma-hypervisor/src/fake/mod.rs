@@ -1,6 +1,8 @@
 //! A stateful fake: does all that a back end does, in memory, and misbehaves when told to.
 //!
-//! VMs live in the [`FakeHypervisor`], so a daemon that is restarted with the same one finds them again.
+//! Holds to the same conformance suite as real back ends. VMs live in the [`FakeHypervisor`], so a daemon that is restarted with the same one finds them again.
+
+mod gates;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,9 +14,11 @@ use conuma_linux::procfs::Pid;
 use conuma_topology::{Bytes, CpuSet, NodeId, VcpuId, VmName};
 use tokio::sync::{broadcast, watch};
 
+pub use gates::{MemoryGateRoot, MemoryGates};
+
 use crate::error::HypervisorError;
 use crate::facts::HypervisorFacts;
-use crate::gate::{Gate, Grip};
+use crate::gate::{Gate, GateError, Grip};
 use crate::vm::{Hypervisor, MemoryState, RunState, Vm, VmEvent};
 
 /// How a fake VM misbehaves.
@@ -32,6 +36,10 @@ pub struct Faults {
     pub gates_stuck: bool,
     /// Every call fails, as if QEMU did not answer.
     pub silent: bool,
+    /// The VM uses so much more of a node than it has plugged: what only a look from outside shows.
+    pub touches: BTreeMap<NodeId, Bytes>,
+    /// The guest ignores its power button.
+    pub ignores_power_button: bool,
 }
 
 /// A hypervisor in memory.
@@ -60,6 +68,8 @@ struct State {
     gates: BTreeMap<VcpuId, Gate>,
     memory: BTreeMap<NodeId, MemoryState>,
     boot: BTreeMap<NodeId, Bytes>,
+    ceiling: Option<Bytes>,
+    console: String,
     faults: Faults,
 }
 
@@ -127,6 +137,8 @@ impl FakeVm {
             gates: plan.replica.vcpus.iter().map(|vcpu| (vcpu.id, gate(vcpu.cpu))).collect(),
             memory: plan.memory.iter().filter(|n| !n.maximum.is_zero()).map(|n| (n.host, device(n.maximum))).collect(),
             boot: plan.memory.iter().map(|node| (node.host, node.boot)).collect(),
+            ceiling: None,
+            console: String::new(),
             faults: Faults::default(),
         };
         let (events, _) = broadcast::channel(EVENT_BACKLOG);
@@ -167,6 +179,16 @@ impl FakeVm {
         drop(state);
         // Nobody listening is fine.
         let _ = self.events.send(VmEvent::Reset);
+    }
+
+    /// The guest writes to its console.
+    pub fn print(&self, text: &str) {
+        lock(&self.state).console.push_str(text);
+    }
+
+    /// The guest memory that the last ceiling was set for; `None` if none was set since the start.
+    pub fn memory_ceiling(&self) -> Option<Bytes> {
+        lock(&self.state).ceiling
     }
 
     fn is_alive(&self) -> bool {
@@ -226,8 +248,11 @@ impl Vm for FakeVm {
     }
 
     async fn power_down(&self) -> Result<(), HypervisorError> {
-        drop(self.enter().await?);
-        self.crash();
+        let ignored = self.enter().await?.faults.ignores_power_button;
+        if !ignored {
+            let _ = self.events.send(VmEvent::Stopped);
+            self.crash();
+        }
         Ok(())
     }
 
@@ -266,7 +291,10 @@ impl Vm for FakeVm {
         }
         match state.gates.get_mut(&vcpu) {
             Some(there) => *there = gate,
-            None => return Err(HypervisorError::Refused { vm: self.name.clone(), reason: format!("no vCPU {vcpu}") }),
+            None => {
+                let source = GateError::NoVcpu { vm: self.name.clone(), vcpu };
+                return Err(HypervisorError::Gate { vm: self.name.clone(), source });
+            }
         }
         Ok(())
     }
@@ -285,9 +313,21 @@ impl Vm for FakeVm {
         Ok(0)
     }
 
+    async fn limit_memory(&self, guest: Bytes) -> Result<(), HypervisorError> {
+        self.enter().await?.ceiling = Some(guest);
+        Ok(())
+    }
+
+    async fn console(&self) -> Result<String, HypervisorError> {
+        Ok(std::mem::take(&mut self.enter().await?.console))
+    }
+
     async fn memory_by_node(&self) -> Result<BTreeMap<NodeId, Bytes>, HypervisorError> {
         let state = self.enter().await?;
-        let plugged = |node: &NodeId| state.memory.get(node).map_or(Bytes::ZERO, |memory| memory.size);
+        let plugged = |node: &NodeId| {
+            let size = state.memory.get(node).map_or(Bytes::ZERO, |memory| memory.size);
+            size + state.faults.touches.get(node).copied().unwrap_or_default()
+        };
         Ok(state.boot.iter().map(|(node, boot)| (*node, *boot + plugged(node))).collect())
     }
 
