@@ -104,7 +104,7 @@ fn phase(stage: Stage) -> Option<Phase> {
         Stage::Quiesce | Stage::Prepare | Stage::Shrink => Some(Phase::Take),
         Stage::Verify | Stage::Close | Stage::Settle => Some(Phase::Verify),
         Stage::Open | Stage::Enable | Stage::Grow | Stage::Confirm => Some(Phase::Give),
-        Stage::Done | Stage::Unknown => None,
+        Stage::Return | Stage::Done | Stage::Unknown => None,
     }
 }
 
