@@ -1,6 +1,6 @@
 //! PCI devices and their home nodes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use conuma_topology::{CpuSet, Machine, NodeId, NodeSet, PciAddress, PciDevice};
@@ -35,10 +35,15 @@ pub(super) fn read(tree: &Tree, machine: &mut Machine, notes: &mut Notes) {
             found.device.provides.push(name);
         }
     }
-    machine.devices = found.into_iter().map(|(address, found)| (address, found.device)).collect();
-    for device in machine.devices.values_mut() {
+    let known: BTreeSet<PciAddress> = found.keys().copied().collect();
+    for (address, Found { mut device, .. }) in found {
         device.provides.sort_unstable();
         device.provides.dedup();
+        if let Some(parent) = device.physical_function.take_if(|parent| !known.contains(parent)) {
+            let text = format!("names physical function {parent}, which is not there: taken for a device of its own");
+            notes.add(format!("{BUS}/{address}/physfn"), text);
+        }
+        machine.devices.insert(address, device);
     }
 }
 
