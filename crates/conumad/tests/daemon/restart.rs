@@ -1,0 +1,79 @@
+//! The daemon ends and comes back; VMs run on.
+
+use conuma_api::{AgentState, Holder, TransferState};
+use conuma_hypervisor::fake::Faults;
+use conuma_hypervisor::{RunState, Vm as _};
+
+use crate::harness::{Host, cpus, lend, name, recall};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vms_run_on_and_are_found_again_with_their_loans() {
+    let mut host = Host::boot().await;
+    let (a, b) = host.two_vms().await;
+    host.transfer(lend("a", "b", cpus("2-3"))).await;
+    host.stop_daemon().await;
+    assert_eq!(host.fake("a").run_state().await.unwrap(), RunState::Running);
+    host.start_daemon().await;
+    assert_eq!((host.cpus_of("a").await, host.cpus_of("b").await), ("0-1".into(), "2-5".into()));
+    host.settled(&["a", "b"]).await;
+    assert_eq!(host.transfer(recall("a")).await.state, TransferState::Complete);
+    assert!(a.uses("0-3") && b.uses("4-5"));
+    host.check().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_journal_costs_loans_but_not_the_truth() {
+    let mut host = Host::boot().await;
+    let _guests = host.two_vms().await;
+    host.transfer(lend("a", "b", cpus("2-3"))).await;
+    for broken in [true, false] {
+        host.stop_daemon().await;
+        match broken {
+            true => std::fs::write(host.state_file("journal.redb"), "nonsense").unwrap(),
+            false => std::fs::remove_file(host.state_file("journal.redb")).unwrap(),
+        }
+        host.start_daemon().await;
+        assert_eq!((host.cpus_of("a").await, host.cpus_of("b").await), ("0-1".into(), "2-5".into()));
+        assert!(host.vm("a").await.loans.is_empty());
+        host.settled(&["a", "b"]).await;
+        host.check().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_ended_meanwhile_is_forgotten() {
+    let mut host = Host::boot().await;
+    let _guests = host.two_vms().await;
+    host.stop_daemon().await;
+    host.fake("b").crash();
+    host.start_daemon().await;
+    let names: Vec<_> = host.client.vms().await.unwrap().into_iter().map(|vm| vm.name).collect();
+    assert_eq!(names, [name("a")]);
+    assert_eq!(host.held(&Holder::Pool).await.cpus.to_string(), "4-7");
+    host.check().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transfer_under_way_is_cut_and_everything_is_held_by_one() {
+    let mut host = Host::boot().await;
+    let _guests = host.two_vms().await;
+    host.fake("a").set_faults(Faults { delay: std::time::Duration::from_millis(300), ..Faults::default() });
+    let id = host.client.transfer(lend("a", "b", cpus("2-3"))).await.unwrap().id;
+    host.stop_daemon().await;
+    host.fake("a").set_faults(Faults::default());
+    host.start_daemon().await;
+    assert!(host.ended(id).await.state.is_final());
+    host.settled(&["a", "b"]).await;
+    host.check().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_daemon_on_the_same_state_refuses_to_start() {
+    let mut host = Host::boot().await;
+    let refused = host.second_daemon().await.err().map(|error| error.to_string()).unwrap_or_default();
+    assert!(refused.contains("another conumad"), "{refused}");
+    let _guests = host.two_vms().await;
+    assert_eq!(host.vm("a").await.summary.agent, AgentState::Connected);
+    host.stop_daemon().await;
+    host.start_daemon().await;
+}
