@@ -75,7 +75,7 @@ impl Check<'_> {
             let there: Bytes =
                 self.machine.nodes.keys().map(|node| self.reserve.usable_memory(self.machine, *node)).sum();
             if *wanted > there {
-                let message = format!("{wanted} of memory are asked for, the host has {there}{}", self.less_reserve());
+                let message = format!("{wanted} of memory is asked for, the host has {there}{}", self.less_reserve());
                 self.wrong(&format!("{path}.memory"), message, None);
             }
         }
@@ -84,7 +84,7 @@ impl Check<'_> {
                 let there = self.reserve.usable_memory(self.machine, *node);
                 if self.machine.nodes.contains_key(node) && *wanted > there {
                     let message =
-                        format!("{wanted} of node {node} are asked for, it has {there}{}", self.less_reserve());
+                        format!("{wanted} of node {node} is asked for, it has {there}{}", self.less_reserve());
                     self.wrong(&format!("{path}.memory.node{node}"), message, None);
                 }
             }
@@ -133,8 +133,7 @@ impl Check<'_> {
         let hint = || Some("boot memory never leaves the VM, so it counts in the guarantee".to_owned());
         match &self.spec.guarantee.memory {
             Some(MemoryWish::Total(guaranteed)) if *guaranteed < total => {
-                let message =
-                    format!("{guaranteed} are guaranteed, but boot memory alone is {total} ({boot} per node)");
+                let message = format!("{guaranteed} is guaranteed, but boot memory alone is {total} ({boot} per node)");
                 self.wrong("guarantee.memory", message, hint());
             }
             Some(MemoryWish::PerNode(guaranteed)) => {
@@ -144,7 +143,7 @@ impl Check<'_> {
                     .collect();
                 for node in short {
                     let have = guaranteed.get(&node).copied().unwrap_or_default();
-                    let message = format!("{have} of node {node} are guaranteed, but boot memory alone is {boot}");
+                    let message = format!("{have} of node {node} is guaranteed, but boot memory alone is {boot}");
                     let written = format!("guarantee.memory.node{node}");
                     let path = if guaranteed.contains_key(&node) { written } else { "guarantee.memory".into() };
                     self.wrong(&path, message, hint());

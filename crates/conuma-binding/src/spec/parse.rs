@@ -335,8 +335,15 @@ impl Reader {
     }
 
     fn mistyped(&mut self, path: &str, value: &Value<'_>, expected: &str) {
-        let found = value.get_ref().type_str();
-        self.wrong(value.span(), format!("`{path}` is a {found}, expected {expected}"), None);
+        let found = match value.get_ref() {
+            DeValue::String(_) => "text",
+            DeValue::Integer(_) | DeValue::Float(_) => "a number",
+            DeValue::Boolean(_) => "true or false",
+            DeValue::Datetime(_) => "a date",
+            DeValue::Array(_) => "a list",
+            DeValue::Table(_) => "a table",
+        };
+        self.wrong(value.span(), format!("`{path}` is {found}, expected {expected}"), None);
     }
 
     fn missing(&mut self, message: &str, example: &str) {
