@@ -32,12 +32,27 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     }
 }
 
+/// Whether the daemon does not know what was named.
+pub(crate) fn is_not_found(error: &anyhow::Error) -> bool {
+    client_error(error).and_then(ClientError::problem).is_some_and(|problem| problem.code == Code::NotFound)
+}
+
+/// The same error with the names that would have been known.
+pub(crate) fn with_names(error: anyhow::Error, names: &[String]) -> anyhow::Error {
+    let what = error.to_string();
+    let hint = match names {
+        [] => "no VM is running; `conuma start VM.toml` starts one".to_owned(),
+        names => format!("the VMs here are {}", names.join(", ")),
+    };
+    error.context(WithHint { what, hint })
+}
+
 fn client_error(error: &anyhow::Error) -> Option<&ClientError> {
     error.chain().find_map(|cause| cause.downcast_ref())
 }
 
 fn hint(error: &anyhow::Error) -> Option<String> {
-    let own = error.chain().find_map(|cause| cause.downcast_ref::<WithHint>()).map(|own| own.hint.clone());
+    let own = error.downcast_ref::<WithHint>().map(|own| own.hint.clone());
     own.or_else(|| client_error(error)?.hint())
 }
 

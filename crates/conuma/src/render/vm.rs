@@ -216,7 +216,7 @@ fn agent(agent: AgentState, style: Style) -> String {
 }
 
 fn remarks(vm: &VmSummary, style: Style) -> String {
-    let unsettled = if vm.settled { "" } else { "follows the ledger not yet" };
+    let unsettled = if vm.settled { "" } else { "does not follow the ledger yet" };
     let silent = if vm.lends_memory { "" } else { "its memory cannot move: the guest did not answer" };
     join(&[style.warn(unsettled), style.warn(silent)])
 }
