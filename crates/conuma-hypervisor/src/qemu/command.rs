@@ -180,13 +180,13 @@ impl<'a> CpuGrid<'a> {
         }
     }
 
-    /// A place down to a level: 0 names only the socket, 4 all.
+    /// A place down to a level: 0 names only the socket, 4 all. QEMU refuses ids of sides that have one part only.
     fn place_text(&self, slot: Slot, level: usize) -> String {
         let mut text = format!("socket-id={}", slot.socket);
-        let modules = self.smp.modules > 1;
+
         let parts = [
-            ("die-id", slot.die, true),
-            ("module-id", slot.module, modules),
+            ("die-id", slot.die, self.smp.dies > 1),
+            ("module-id", slot.module, self.smp.modules > 1),
             ("core-id", slot.core, true),
             ("thread-id", slot.thread, true),
         ];
