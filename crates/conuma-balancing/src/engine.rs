@@ -68,14 +68,14 @@ pub struct State {
 }
 
 /// An action that is out.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Pending {
     pub(crate) action: Action,
     pub(crate) owner: Owner,
 }
 
 /// Who waits for an action's outcome.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) enum Owner {
     Duty(VmName, Knob),
     Leg(TransferId, usize),

@@ -12,7 +12,7 @@ use crate::ledger::{Holder, TransferId};
 use crate::plan::{Move, Refusal, Request, TransferPlan};
 
 /// A transfer, under way or ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Report {
     /// Which.
     pub id: TransferId,
@@ -31,7 +31,7 @@ pub struct Report {
 }
 
 /// What came of a transfer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
     /// It waits for a transfer that uses the same VMs.
@@ -49,7 +49,7 @@ pub enum Verdict {
 }
 
 /// One move of a transfer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct LegReport {
     /// What was planned.
     pub planned: Move,
@@ -64,7 +64,7 @@ pub struct LegReport {
 }
 
 /// Something that did not arrive.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Shortfall {
     /// What.
     pub what: Resources,
@@ -149,7 +149,7 @@ pub enum Stage {
 }
 
 /// How long a stage took.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct StageTime {
     /// Which.
     pub stage: Stage,

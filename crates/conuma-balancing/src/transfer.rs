@@ -17,7 +17,7 @@ use crate::plan::{Move, Request};
 use crate::report::{LegReport, Notice, Reason, Remark, Report, Shortfall, Stage, StageTime, Verdict};
 
 /// A transfer, waiting or under way.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Transfer {
     pub(crate) report: Report,
     /// One for each move, in the order of the plan.
@@ -27,7 +27,7 @@ pub(crate) struct Transfer {
 }
 
 /// One move under way: cores, or memory of one node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Leg {
     pub(crate) from: Holder,
     pub(crate) to: Holder,
@@ -49,7 +49,7 @@ pub(crate) struct Leg {
 }
 
 /// What a request's kind means for its legs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Terms {
     /// What arrives is remembered as a loan.
     pub(crate) loan: bool,

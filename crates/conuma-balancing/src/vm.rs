@@ -9,7 +9,7 @@ use crate::action::PluggedMemory;
 use crate::holding::{Demand, Resources};
 
 /// A VM as its owner describes it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct VmSpec {
     /// Its name.
     pub name: VmName,
@@ -31,7 +31,7 @@ pub struct VmSpec {
 }
 
 /// A virtio-mem device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct MemoryDevice {
     /// The most that can be plugged.
     pub max: Bytes,

@@ -1,1 +1,330 @@
+//! Every interleaving of small configurations, by explicit-state search.
+//!
+//! A state is the engine's record together with reality (open gates, plugged memory, agents, actions on
+//! their way). From each state every next step is tried: a request, the delivery of the next
+//! action of any actuator, a unit of memory that a guest plugs or unplugs, the passing of a deadline,
+//! and, as long as the budget lasts, a fault: a lost action or answer, a failure, a guest's
+//! refusal, an answer that comes too late, a lost connection, a reboot, the death of a VM or of the
+//! daemon (with or without its journal). In every state all invariants must hold against reality, and
+//! no transfer may be older than its deadlines allow.
+//!
+//! States that differ only in clock, action numbers or reports are one: what is hashed is their
+//! canonical form.
 
+use std::collections::BTreeMap;
+use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::time::Duration;
+
+use conuma_topology::{NodeId, VmName};
+use stateright::{Checker, Model, Property};
+
+use super::world::*;
+use crate::*;
+
+/// A small configuration and what may be asked in it, each once and in any order.
+struct Small {
+    world: World,
+    requests: Vec<Request>,
+    faults: u8,
+}
+
+#[derive(Clone)]
+struct Scene {
+    world: Arc<World>,
+    asked: u32,
+    faults: u8,
+    fingerprint: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Move {
+    Ask(usize),
+    Deliver(VmName, Lane, Fate),
+    GuestMoves(VmName, NodeId),
+    Tick,
+    Late,
+    Connect(VmName),
+    Disconnect(VmName),
+    Reset(VmName),
+    Kill(VmName),
+    Crash { keep_journal: bool },
+}
+
+/// All deadlines alike: what may happen before another is not a matter of their lengths.
+fn timing() -> Timing {
+    let second = Duration::from_secs(1);
+    Timing {
+        agent: second,
+        host: second,
+        idle_window: Duration::ZERO,
+        verify: second,
+        prepare: second,
+        shrink: second * 2,
+        grow: second * 2,
+        confirm: second,
+        poll: second,
+        restart: second,
+        retry: second,
+        step: UNIT,
+    }
+}
+
+impl Small {
+    fn new(host: Host, specs: Vec<VmSpec>, requests: Vec<Request>, faults: u8) -> Self {
+        Self { world: World::with_timing(host, specs, timing()), requests, faults }
+    }
+
+    /// Searches all states; says how many there were.
+    fn check(self, least: usize) -> usize {
+        let checker = self.checker().spawn_bfs().join();
+        for property in ["holds", "in time"] {
+            if let Some(path) = checker.discovery(property) {
+                let moves: Vec<Move> = path.clone().into_actions();
+                let last = path.last_state().world.clone();
+                panic!(
+                    "not `{property}`: {moves:#?}\n{:#?}\n{:#?}\n{:#?}",
+                    last.violations(),
+                    last.vms,
+                    last.engine.state()
+                );
+            }
+        }
+        checker.assert_discovery_exists("something moves");
+        checker.assert_discovery_exists("all moves and comes back");
+        let states = checker.unique_state_count();
+        assert!(states >= least, "only {states} states: the search has become narrower");
+        states
+    }
+}
+
+trait Exists {
+    fn assert_discovery_exists(&self, name: &'static str);
+}
+
+impl<C: Checker<Small>> Exists for C {
+    fn assert_discovery_exists(&self, name: &'static str) {
+        assert!(self.discovery(name).is_some(), "never: {name}");
+    }
+}
+
+impl Model for Small {
+    type State = Scene;
+    type Action = Move;
+
+    fn init_states(&self) -> Vec<Scene> {
+        vec![Scene::new(self.world.clone(), 0, self.faults)]
+    }
+
+    fn actions(&self, scene: &Scene, moves: &mut Vec<Move>) {
+        let world = &scene.world;
+        moves.extend((0..self.requests.len()).filter(|index| scene.asked & (1 << index) == 0).map(Move::Ask));
+        for ((vm, lane), queue) in &world.in_flight {
+            let mut fates = vec![Fate::Works];
+            if scene.faults > 0 {
+                fates.extend([Fate::Lost, Fate::AnswerLost, Fate::Fails]);
+                if queue.front().is_some_and(|action| can_refuse(&action.kind)) {
+                    fates.push(Fate::Refused);
+                }
+            }
+            moves.extend(fates.into_iter().map(|fate| Move::Deliver(vm.clone(), *lane, fate)));
+        }
+        for (name, vm) in &world.vms {
+            let unsettled = vm.plugged.iter().filter(|(_, plugged)| plugged.size != plugged.requested);
+            moves.extend(unsettled.map(|(node, _)| Move::GuestMoves(name.clone(), *node)));
+            if !vm.agent {
+                moves.push(Move::Connect(name.clone()));
+            }
+            if scene.faults > 0 {
+                moves.extend([Move::Reset(name.clone()), Move::Kill(name.clone())]);
+                moves.extend(vm.agent.then(|| Move::Disconnect(name.clone())));
+            }
+        }
+        if world.in_flight.is_empty() {
+            moves.push(Move::Tick);
+        } else if scene.faults > 0 {
+            moves.push(Move::Late);
+        }
+        if scene.faults > 0 {
+            moves.extend([true, false].map(|keep_journal| Move::Crash { keep_journal }));
+        }
+    }
+
+    fn next_state(&self, scene: &Scene, step: Move) -> Option<Scene> {
+        let mut world = World::clone(&scene.world);
+        let mut asked = scene.asked;
+        let costs = match &step {
+            Move::Ask(_) | Move::GuestMoves(..) | Move::Tick | Move::Connect(_) => 0,
+            Move::Deliver(_, _, Fate::Works) => 0,
+            _ => 1,
+        };
+        match step {
+            Move::Ask(index) => {
+                asked |= 1 << index;
+                let _refused_is_fine = world.ask(self.requests[index].clone());
+            }
+            Move::Deliver(vm, lane, fate) => drop(world.deliver(&vm, lane, fate)),
+            Move::GuestMoves(vm, node) => drop(world.guest_moves(&vm, node)),
+            Move::Tick | Move::Late => {
+                if !world.tick() {
+                    return None;
+                }
+            }
+            Move::Connect(vm) => world.connect(&vm),
+            Move::Disconnect(vm) => world.disconnect(&vm),
+            Move::Reset(vm) => world.reset(&vm),
+            Move::Kill(vm) => world.kill(&vm),
+            Move::Crash { keep_journal } => world.crash(keep_journal),
+        }
+        world.notices.retain(|notice| matches!(notice, Notice::Violated(_)));
+        Some(Scene::new(world, asked, scene.faults - costs))
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::always("holds", |_, scene: &Scene| {
+                let overdue = |violation: &Violation| matches!(violation, Violation::Overdue { .. });
+                scene.world.violations().iter().all(overdue)
+            }),
+            Property::always("in time", |_, scene: &Scene| {
+                scene.world.engine.check_deadlines(scene.world.now).is_empty()
+            }),
+            Property::sometimes("something moves", |_, scene: &Scene| !scene.world.engine.loans().is_empty()),
+            Property::sometimes("all moves and comes back", |model: &Self, scene: &Scene| {
+                let engine = &scene.world.engine;
+                scene.asked.count_ones() as usize == model.requests.len()
+                    && completed(&scene.world) == model.requests.len()
+                    && engine.loans().is_empty()
+            }),
+        ]
+    }
+}
+
+fn can_refuse(kind: &ActionKind) -> bool {
+    matches!(
+        kind,
+        ActionKind::AgentApply { .. }
+            | ActionKind::PrepareMemory { .. }
+            | ActionKind::ConfirmMemory { .. }
+            | ActionKind::VerifyIdle { .. }
+    )
+}
+
+impl Scene {
+    fn new(world: World, asked: u32, faults: u8) -> Self {
+        let mut hasher = DefaultHasher::new();
+        (asked, faults).hash(&mut hasher);
+        hash_canonical(&world, &mut hasher);
+        Self { fingerprint: hasher.finish(), world: Arc::new(world), asked, faults }
+    }
+}
+
+impl Hash for Scene {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.fingerprint.hash(state);
+    }
+}
+
+impl PartialEq for Scene {
+    fn eq(&self, other: &Self) -> bool {
+        self.fingerprint == other.fingerprint
+    }
+}
+
+impl fmt::Debug for Scene {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.world.vms)
+    }
+}
+
+fn completed(world: &World) -> usize {
+    world.engine.reports().iter().filter(|report| report.verdict == Verdict::Complete).count()
+}
+
+/// Hashes the world without what makes no difference to its future.
+fn hash_canonical(world: &World, hasher: &mut impl Hasher) {
+    let now = world.now;
+    let mut state = world.engine.state().clone();
+    let numbers: BTreeMap<ActionId, ActionId> =
+        state.pending.keys().enumerate().map(|(place, id)| (*id, ActionId(place as u64))).collect();
+    let renumber = |id: &mut Option<ActionId>| *id = id.and_then(|id| numbers.get(&id).copied());
+    let ahead = |time: &mut Duration| {
+        if *time != Duration::MAX {
+            *time = time.saturating_sub(now);
+        }
+    };
+    let behind = |time: &mut Duration| *time = now.saturating_sub(*time).min(Duration::from_secs(1));
+    state.pending = std::mem::take(&mut state.pending)
+        .into_iter()
+        .map(|(id, mut pending)| {
+            pending.action.id = numbers[&id];
+            ahead(&mut pending.action.deadline);
+            (numbers[&id], pending)
+        })
+        .collect();
+    for transfer in state.transfers.values_mut() {
+        ahead(&mut transfer.due);
+        transfer.report.asked = Duration::ZERO;
+        transfer.report.plan = None;
+        for leg in &mut transfer.legs {
+            ahead(&mut leg.until);
+            renumber(&mut leg.asked);
+            leg.report.stages.clear();
+        }
+    }
+    for vm in state.vms.values_mut() {
+        for attempt in [&mut vm.cores.gate, &mut vm.cores.apply] {
+            ahead(&mut attempt.not_before);
+            renumber(&mut attempt.pending);
+        }
+        for memory in vm.memory.values_mut() {
+            behind(&mut memory.changed);
+            behind(&mut memory.set);
+            ahead(&mut memory.attempt.not_before);
+            renumber(&mut memory.attempt.pending);
+        }
+    }
+    (&state.ledger, &state.loans, &state.vms, &state.transfers, &state.pending).hash(hasher);
+    for (key, queue) in &world.in_flight {
+        key.hash(hasher);
+        queue.iter().for_each(|action| (numbers.get(&action.id), &action.kind).hash(hasher));
+    }
+    for (name, vm) in &world.vms {
+        (name, &vm.open, &vm.plugged, vm.agent, &vm.using).hash(hasher);
+    }
+    (world.notices.len(), completed(world)).hash(hasher);
+}
+
+/// `a` with two cores, `b` with one; nothing but cores.
+fn cores(faults: u8) -> Small {
+    let host = host(1, 3, 1, 2);
+    let specs = vec![spec(&host, "a", "0-1", 1), spec(&host, "b", "2", 1)];
+    Small::new(host, specs, vec![lend("a", "b", of_cpus("1")), Request::Recall { to: name("a") }], faults)
+}
+
+/// `a` can spare two units of memory.
+fn memory(faults: u8) -> Small {
+    let host = host(1, 2, 1, 4);
+    let specs = vec![spec(&host, "a", "0", 3), spec(&host, "b", "1", 1)];
+    Small::new(host, specs, vec![lend("a", "b", of_memory(0, 2)), Request::Recall { to: name("a") }], faults)
+}
+
+#[test]
+fn every_interleaving_of_two_vms_lending_cores() {
+    println!("{} states", cores(2).check(1_000));
+}
+
+#[test]
+fn every_interleaving_of_two_vms_lending_memory() {
+    println!("{} states", memory(1).check(1_000));
+}
+
+#[test]
+fn every_interleaving_of_three_vms_and_two_nodes() {
+    let host = host(2, 2, 1, 5);
+    let specs = vec![spec(&host, "a", "0-1", 2), spec(&host, "b", "2", 1), spec(&host, "c", "3", 1)];
+    let both = Demand { cores: of_cpus("1").cores, memory: of_memory(1, 1).memory };
+    let requests = vec![lend("a", "b", both), lend("b", "c", of_cpus("1"))];
+    println!("{} states", Small::new(host, specs, requests, 1).check(1_000));
+}
