@@ -2,6 +2,7 @@
 
 use std::fs::{File, TryLockError};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use conuma_balancing::{Engine, Host, State};
@@ -18,6 +19,9 @@ use crate::core::{self, CoreHandle, CoreThread};
 use crate::http;
 use crate::journal::Journal;
 use crate::vms::{Room, find};
+
+/// How long requests under way may take to end.
+const STOP: Duration = Duration::from_secs(10);
 
 /// What a daemon works on.
 pub struct Surroundings {
@@ -94,7 +98,9 @@ impl Daemon {
     pub async fn stop(self) {
         self.stop.cancel();
         self.tasks.close();
-        self.tasks.wait().await;
+        if tokio::time::timeout(STOP, self.tasks.wait()).await.is_err() {
+            tracing::warn!("a VM was being started: the next daemon finds it or what is left of it");
+        }
         self.room.core.stop();
         // The journal is closed when the thread has ended.
         if tokio::task::spawn_blocking(move || self.core.join()).await.is_err() {

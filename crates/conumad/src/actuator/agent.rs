@@ -1,4 +1,7 @@
 //! The agent's lane: holdings, making room, confirming memory. Host ids become guest ids here.
+//!
+//! Questions are sent in order, and answers waited for side by side: making room may take long, and cores that
+//! move meanwhile must not wait for it. The agent does what changes its holding in the order of arrival.
 
 use std::sync::Arc;
 
@@ -6,9 +9,10 @@ use conuma_agent_proto::{AgentError, HoldingOutcome, Reply, RequestBody};
 use conuma_balancing::{Action, ActionKind, Failure, Outcome, RefusedCpus};
 use conuma_topology::Bytes;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use super::{Fence, Tools};
-use crate::agent::AskError;
+use crate::agent::{AskError, Asked};
 
 /// Of plugged memory a guest's kernel may keep this part for itself (its page descriptors: 64 bytes
 /// for 4 KiB).
@@ -16,23 +20,38 @@ const MEMMAP_PART: u64 = 64;
 
 pub(super) async fn run(tools: Arc<Tools>, mut actions: mpsc::Receiver<Action>) {
     let mut fence = Fence::default();
-    while let Some(action) = actions.recv().await {
-        if fence.lets_pass(action.id) {
-            tools.within(&action, tools.ask_agent(&action)).await;
+    let mut answers = JoinSet::new();
+    loop {
+        tokio::select! {
+            action = actions.recv() => match action {
+                Some(action) if fence.lets_pass(action.id) => {
+                    let asked = tools.ask_agent(&action).await;
+                    let tools = tools.clone();
+                    answers.spawn(async move { tools.await_agent(action, asked).await });
+                }
+                Some(_) => {}
+                None => return,
+            },
+            Some(_) = answers.join_next() => {}
         }
     }
 }
 
 impl Tools {
-    async fn ask_agent(&self, action: &Action) -> Outcome {
+    async fn ask_agent(&self, action: &Action) -> Result<Asked, Failure> {
+        let body = self.request_body(&action.kind)?;
         let budget = self.clock.until(action.deadline);
-        match self.request_body(&action.kind) {
-            Ok(body) => match self.link.ask(action.id.0, budget, body).await {
-                Ok(reply) => self.agent_outcome(reply),
-                Err(error) => Outcome::Failed(agent_failure(error)),
-            },
-            Err(failure) => Outcome::Failed(failure),
-        }
+        self.link.ask(action.id.0, budget, body).await.map_err(agent_failure)
+    }
+
+    async fn await_agent(&self, action: Action, asked: Result<Asked, Failure>) {
+        let answer = async {
+            match asked?.answer().await {
+                Ok(reply) => Ok(self.agent_outcome(reply)),
+                Err(error) => Err(agent_failure(error)),
+            }
+        };
+        self.within(&action, async { answer.await.unwrap_or_else(Outcome::Failed) }).await;
     }
 
     fn request_body(&self, kind: &ActionKind) -> Result<RequestBody, Failure> {

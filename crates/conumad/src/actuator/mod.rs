@@ -67,8 +67,8 @@ impl Baseline {
     }
 
     /// Keeps what was measured.
-    pub fn set(&self, measured: BTreeMap<NodeId, Bytes>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = measured;
+    pub fn set(&self, node: NodeId, measured: Bytes) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(node, measured);
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use conuma_agent_proto::{AgentError, Generation, GuestFacts, Reply, RequestBody};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::conversation::{Ask, Conversation};
@@ -14,6 +14,9 @@ use crate::clock::Clock;
 
 /// Between attempts: the first wait, and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+/// A connection that lasted so long was a good one: the next attempt is made soon.
+const LASTED: Duration = Duration::from_secs(10);
 
 /// How long opening a connection may take.
 const OPEN: Duration = Duration::from_secs(5);
@@ -95,20 +98,36 @@ impl AgentLink {
         self.status.borrow().clone()
     }
 
-    /// Asks and waits for the answer, at most `budget` long.
-    pub async fn ask(&self, generation: u64, budget: Duration, body: RequestBody) -> Result<Reply, AskError> {
+    /// Asks, with an answer expected within `budget`. Questions are sent in the order in which this comes back.
+    pub async fn ask(&self, generation: u64, budget: Duration, body: RequestBody) -> Result<Asked, AskError> {
         let line = self.status.borrow().line.clone().ok_or(AskError::Unreachable)?;
+        let until = Instant::now() + budget;
         let deadline = budget.saturating_sub(HEADROOM.min(budget / 10));
-        let exchange = async {
-            let (answer, answered) = oneshot::channel();
-            let ask = Ask { generation: Generation(generation), deadline, body, answer };
-            line.send(ask).await.map_err(|_| AskError::Unreachable)?;
-            match answered.await {
-                Ok(reply) => reply.map_err(AskError::Agent),
-                Err(_) => Err(AskError::Unreachable),
-            }
-        };
-        timeout(budget, exchange).await.unwrap_or(Err(AskError::TimedOut))
+        let (answer, answered) = oneshot::channel();
+        let ask = Ask { generation: Generation(generation), deadline, body, answer };
+        match timeout_at(until, line.send(ask)).await {
+            Ok(Ok(())) => Ok(Asked { answered, until }),
+            Ok(Err(_)) => Err(AskError::Unreachable),
+            Err(_) => Err(AskError::TimedOut),
+        }
+    }
+}
+
+/// A question that was sent.
+#[derive(Debug)]
+pub struct Asked {
+    answered: oneshot::Receiver<Result<Reply, AgentError>>,
+    until: Instant,
+}
+
+impl Asked {
+    /// Waits for the answer.
+    pub async fn answer(self) -> Result<Reply, AskError> {
+        match timeout_at(self.until, self.answered).await {
+            Ok(Ok(reply)) => reply.map_err(AskError::Agent),
+            Ok(Err(_)) => Err(AskError::Unreachable),
+            Err(_) => Err(AskError::TimedOut),
+        }
     }
 }
 
@@ -129,8 +148,11 @@ impl Keeper {
         loop {
             match self.connect().await {
                 Ok((conversation, facts)) => {
-                    wait = BACKOFF.0;
+                    let began = Instant::now();
                     self.converse(conversation, Arc::new(facts)).await;
+                    if began.elapsed() > LASTED {
+                        wait = BACKOFF.0;
+                    }
                 }
                 Err(error) => {
                     let text = format!("{}: {error:#}", self.door);

@@ -5,4 +5,4 @@ mod door;
 mod link;
 
 pub use door::{Door, Doors};
-pub use link::{AgentLink, AskError, LinkEvent, LinkState, LinkStatus};
+pub use link::{AgentLink, AskError, Asked, LinkEvent, LinkState, LinkStatus};

@@ -14,7 +14,7 @@ use conuma_api::{Code, EventKind, Problem, StartPlan, VmDetail};
 use conuma_balancing::{Event, Resources, VmFound};
 use conuma_binding::{BindingPlan, PlanError, PlanOptions, VmSpec};
 use conuma_hypervisor::qemu::command_line;
-use conuma_hypervisor::{Hypervisor, HypervisorError, Vm};
+use conuma_hypervisor::{Hypervisor, HypervisorError, RunState, Vm};
 use conuma_topology::VmName;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
@@ -227,7 +227,19 @@ impl Room {
         let entry = Entry::new(found.spec, plan.clone(), Phase::Starting);
         self.entries().insert(plan.name.clone(), entry.clone());
         let running = self.take_charge(&entry, found.vm);
-        entry.phase.send_replace(Phase::Running(running));
+        entry.phase.send_replace(Phase::Running(running.clone()));
+        // An earlier daemon may have ended between starting QEMU and letting the guest run.
+        self.tasks.spawn(async move {
+            let resumed = match running.vm.run_state().await {
+                Ok(RunState::Paused) => running.vm.resume().await,
+                Ok(_) => return,
+                Err(error) => Err(error),
+            };
+            match resumed {
+                Ok(()) => tracing::warn!(vm = %plan.name, "VM was found paused and runs again"),
+                Err(error) => tracing::warn!(vm = %plan.name, "VM may be paused: {}", chain(&error)),
+            }
+        });
     }
 
     /// The VM is no more: its resources are free. Only the first call counts.

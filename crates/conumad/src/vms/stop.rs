@@ -33,7 +33,11 @@ impl Room {
             return Ok(());
         }
         let budget = how.deadline_ms.map_or(POWER_OFF, Duration::from_millis);
-        self.wait_gone(&entry, budget + if how.force { self.settings.step } else { Duration::ZERO }).await
+        let gone = self.wait_gone(&entry, budget + if how.force { self.settings.step } else { Duration::ZERO }).await;
+        if gone.is_err() {
+            running.stopping.store(false, Ordering::Relaxed);
+        }
+        gone
     }
 
     async fn wait_gone(&self, entry: &Entry, budget: Duration) -> Result<(), Problem> {

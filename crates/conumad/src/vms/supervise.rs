@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use conuma_agent_proto::{GuestFacts, Reply, RequestBody};
+use conuma_agent_proto::{GuestFacts, Reply, Report, RequestBody};
 use conuma_api::{EventKind, ViolationInfo};
 use conuma_balancing::Event;
-use conuma_hypervisor::VmEvent;
+use conuma_hypervisor::{MemoryState, VmEvent};
 use conuma_topology::{Bytes, NodeId};
 use tokio::sync::{broadcast, mpsc};
 use tokio::time::{MissedTickBehavior, interval, sleep};
@@ -42,7 +42,10 @@ impl Room {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = running.vm.ended() => break,
-                Some(event) = link.recv() => self.link_changed(entry, running, event).await,
+                Some(event) = link.recv() => {
+                    self.link_changed(entry, running, event).await;
+                    reports.reset_immediately();
+                }
                 event = events.recv() => self.vm_event(entry, running, event).await,
                 _ = reports.tick() => again(&mut report, || {
                     let (room, entry, running) = (self.clone(), entry.clone(), running.clone());
@@ -57,11 +60,11 @@ impl Room {
         stop.cancel();
         self.end(entry, running).await;
         let why = match running.stopping.load(std::sync::atomic::Ordering::Relaxed) {
-            true => "it was stopped",
-            false => "QEMU ended",
+            true => "it was stopped".to_owned(),
+            false => format!("its QEMU ended; {} has what it said", entry.plan.files.log.display()),
         };
         tracing::info!(vm = %entry.plan.name, why, "VM ended");
-        self.gone(entry, why.into());
+        self.gone(entry, why);
     }
 
     /// Ends QEMU for sure: nothing of the VM is free before it is dead.
@@ -80,7 +83,7 @@ impl Room {
         match event {
             LinkEvent::Connected(facts) => {
                 tracing::info!(%vm, kernel = %facts.kernel_release, agent = %facts.agent_version, "agent connected");
-                self.measure_baseline(entry, running, &facts).await;
+                self.first_baseline(entry, running, &facts).await;
                 let holding = facts.holding.as_ref().map(|cpus| entry.plan.replica.host_cpus(cpus));
                 self.core.happened(Event::AgentConnected { vm: vm.clone(), newest: facts.newest.0, holding });
                 self.bus.tell(EventKind::AgentConnected { vm });
@@ -93,19 +96,16 @@ impl Room {
         }
     }
 
-    /// What the guest's nodes have without plugged memory. Measured while memory is moving it is off by what
-    /// moves, which makes a later confirmation late or early, never the ledger wrong.
-    async fn measure_baseline(&self, entry: &Entry, running: &Running, facts: &GuestFacts) {
-        let mut measured = BTreeMap::new();
+    /// First word on what the guest's nodes have without plugged memory. Off by what is on the move just now,
+    /// until the first report at rest corrects it; that makes a confirmation late or early, never the ledger wrong.
+    async fn first_baseline(&self, entry: &Entry, running: &Running, facts: &GuestFacts) {
+        let sizes = sizes(entry, running).await;
         for node in &facts.nodes {
-            let Some(host) = entry.plan.replica.host_node(node.node) else { continue };
-            let plugged = match running.vm.memory(host).await {
-                Ok(memory) => memory.size,
-                Err(_) => Bytes::ZERO,
-            };
-            measured.insert(host, node.memory.saturating_sub(plugged));
+            if let Some(host) = entry.plan.replica.host_node(node.node) {
+                let plugged = sizes.get(&host).map_or(Bytes::ZERO, |state| state.size);
+                running.baseline.set(host, node.memory.saturating_sub(plugged));
+            }
         }
-        running.baseline.set(measured);
     }
 
     async fn vm_event(&self, entry: &Entry, running: &Running, event: Result<VmEvent, broadcast::error::RecvError>) {
@@ -135,21 +135,44 @@ impl Room {
             return;
         }
         let vm = &entry.plan.name;
-        match running.link.ask(0, self.settings.step, RequestBody::Report).await {
+        let before = sizes(entry, running).await;
+        let asked = running.link.ask(0, self.settings.step, RequestBody::Report).await;
+        let answered = match asked {
+            Ok(asked) => asked.answer().await,
+            Err(error) => Err(error),
+        };
+        match answered {
             Ok(Reply::Report(report)) => {
-                let free = report.nodes.iter().filter_map(|node| {
-                    let host = entry.plan.replica.host_node(node.node)?;
-                    Some((host, node.free))
+                let after = sizes(entry, running).await;
+                self.reported(entry, running, report, |node| {
+                    let at_rest = |state: &&MemoryState| state.requested == state.size;
+                    after
+                        .get(&node)
+                        .filter(at_rest)
+                        .filter(|state| before.get(&node) == Some(state))
+                        .map(|state| state.size)
                 });
-                self.core.happened(Event::GuestMemory { vm: vm.clone(), free: free.collect() });
-                let mut reports = running.reports();
-                let before = reports.last.replace((Arc::new(report), self.clock.now()));
-                reports.before = before.map(|(report, _)| report);
             }
             Ok(_) => tracing::debug!(%vm, "the agent answered something that was not asked"),
             Err(AskError::Unreachable) => {}
             Err(error) => tracing::debug!(%vm, %error, "no report"),
         }
+    }
+
+    /// Keeps a report; `at_rest` is what was plugged on a node all the time while it was made.
+    fn reported(&self, entry: &Entry, running: &Running, report: Report, at_rest: impl Fn(NodeId) -> Option<Bytes>) {
+        let mut free = BTreeMap::new();
+        for node in &report.nodes {
+            let Some(host) = entry.plan.replica.host_node(node.node) else { continue };
+            free.insert(host, node.free);
+            if let Some(plugged) = at_rest(host) {
+                running.baseline.set(host, node.total.saturating_sub(plugged));
+            }
+        }
+        self.core.happened(Event::GuestMemory { vm: entry.plan.name.clone(), free });
+        let mut reports = running.reports();
+        let before = reports.last.replace((Arc::new(report), self.clock.now()));
+        reports.before = before.map(|(report, _)| report);
     }
 
     /// Holds where the pages of QEMU are against what the VM holds.
@@ -182,6 +205,17 @@ impl Room {
         };
         Ok(resident.into_iter().filter_map(beyond).collect())
     }
+}
+
+/// Sizes of the virtio-mem devices that can be read now, by host node.
+pub(super) async fn sizes(entry: &Entry, running: &Running) -> BTreeMap<NodeId, MemoryState> {
+    let mut sizes = BTreeMap::new();
+    for node in entry.plan.memory.iter().filter(|node| node.is_flexible()) {
+        if let Ok(state) = running.vm.memory(node.host).await {
+            sizes.insert(node.host, state);
+        }
+    }
+    sizes
 }
 
 /// Starts it again unless it still runs from the last time.

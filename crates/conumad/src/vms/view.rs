@@ -14,6 +14,7 @@ use conuma_topology::{Bytes, NodeId, VcpuId, VmName};
 use tokio::time::timeout;
 
 use super::start::stopping;
+use super::supervise::sizes;
 use super::{Entry, Room, Running, observe};
 use crate::agent::LinkState;
 use crate::clock::unix_ms;
@@ -148,19 +149,10 @@ impl Room {
 async fn look(running: &Running, entry: &Entry) -> Seen {
     let vm = &running.vm;
     let vcpus: Vec<VcpuId> = entry.plan.replica.vcpus.iter().map(|vcpu| vcpu.id).collect();
-    let sizes = async {
-        let mut memory = BTreeMap::new();
-        for node in entry.plan.memory.iter().filter(|node| node.is_flexible()) {
-            if let Ok(state) = vm.memory(node.host).await {
-                memory.insert(node.host, state);
-            }
-        }
-        memory
-    };
     let (gates, run_times, memory, resident) = tokio::join!(
         timeout(LOOK, vm.gates()),
         timeout(LOOK, vm.run_times(&vcpus)),
-        timeout(LOOK, sizes),
+        timeout(LOOK, sizes(entry, running)),
         timeout(LOOK, vm.memory_by_node()),
     );
     Seen {

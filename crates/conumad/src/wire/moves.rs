@@ -172,7 +172,7 @@ fn leg(of: &LegReport, asked: Duration) -> api::Leg {
         planned: api_move(&of.planned),
         arrived: resources(&of.arrived),
         shortfalls: of.shortfalls.iter().map(shortfall).collect(),
-        remarks: of.remarks.iter().map(remark).collect(),
+        remarks: of.remarks.iter().map(|of_leg| remark(of_leg, &of.planned)).collect(),
         stages: of.stages.iter().map(stage_time).collect(),
     }
 }
@@ -191,12 +191,11 @@ fn shortfall(of: &Shortfall) -> api::Shortfall {
     api::Shortfall { what: resources(&of.what), code: kind_of(&of.why), message, now_with: holder(&of.now_with) }
 }
 
-fn remark(of: &Remark) -> api::Remark {
+fn remark(of: &Remark, planned: &Move) -> api::Remark {
+    let without_it = if planned.what.cpus.is_empty() { "nobody made room" } else { "its gate was closed without it" };
     let message = match of {
-        Remark::DonorSilent(Failure::Unreachable) => {
-            "the giver's agent is not connected; its gate was closed without it".into()
-        }
-        Remark::DonorSilent(failure) => format!("the giver's agent: {failure}; its gate was closed without it"),
+        Remark::DonorSilent(Failure::Unreachable) => format!("the giver's agent is not connected: {without_it}"),
+        Remark::DonorSilent(failure) => format!("the giver's agent: {failure}; {without_it}"),
         Remark::DonorRefused(why) => format!("the giver's guest refused ({why}), but owed it; its gate was closed"),
         Remark::DonorBusy(cpus) => format!("the giver was still running on CPUs {cpus}; its gate was closed firmly"),
         Remark::GateNotOpen => "the recipient's gate is not confirmed open yet; it is tried on".into(),

@@ -19,6 +19,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 pub struct State {
     /// Answers nothing but greetings.
     pub silent: bool,
+    /// Does not answer when it should make room.
+    pub never_makes_room: bool,
     /// Refuses to leave these CPUs.
     pub clings_to: GuestCpuSet,
     /// The holding it was told last.
@@ -92,7 +94,8 @@ fn answer(state: &mut State, generation: Generation, body: RequestBody) -> Optio
         state.greetings += 1;
         return Some(Reply::Hello(facts(state)));
     }
-    if state.silent {
+    let stuck = state.never_makes_room && matches!(body, RequestBody::PrepareMemory { .. });
+    if state.silent || stuck {
         return None;
     }
     Some(match body {

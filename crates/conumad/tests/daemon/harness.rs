@@ -80,7 +80,7 @@ impl Host {
 
     pub fn settings(&self) -> Settings {
         let root = self.dir.path();
-        let short = Duration::from_millis(500);
+        let short = Duration::from_millis(1500);
         let timing = Timing {
             agent: short,
             host: short,
@@ -105,7 +105,7 @@ impl Host {
             look: Duration::from_millis(50),
             report: Duration::from_millis(100),
             audit: Duration::from_millis(100),
-            step: Duration::from_secs(2),
+            step: Duration::from_secs(5),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use conuma_api::{AgentState, Holder, TransferState};
 use conuma_hypervisor::fake::Faults;
-use conuma_hypervisor::{RunState, Vm as _};
+use conuma_hypervisor::{Hypervisor as _, RunState, Vm as _};
 
 use crate::harness::{Host, cpus, lend, name, recall};
 
@@ -76,4 +76,19 @@ async fn a_second_daemon_on_the_same_state_refuses_to_start() {
     assert_eq!(host.vm("a").await.summary.agent, AgentState::Connected);
     host.stop_daemon().await;
     host.start_daemon().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_was_never_let_run_runs_after_a_restart() {
+    let mut host = Host::boot().await;
+    let _guests = host.two_vms().await;
+    host.stop_daemon().await;
+    // What a daemon leaves that was killed after it started QEMU.
+    let plan = std::fs::read(host.state_file("vms/a/plan.json")).unwrap();
+    host.fake("a").crash();
+    host.hypervisor.start(&serde_json::from_slice(&plan).unwrap(), &"0-3".parse().unwrap()).await.unwrap();
+    assert_eq!(host.fake("a").run_state().await.unwrap(), RunState::Paused);
+    host.start_daemon().await;
+    host.eventually("it runs", || async { host.fake("a").run_state().await.unwrap() == RunState::Running }).await;
+    host.check().await;
 }

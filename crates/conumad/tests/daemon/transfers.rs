@@ -174,3 +174,21 @@ async fn events_tell_a_transfer_from_its_beginning_to_its_end() {
     assert_eq!(kinds.first(), Some(&"transfer-began"));
     assert!(kinds.iter().filter(|kind| **kind == "transfer-stage").count() >= 2, "{kinds:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cores_do_not_wait_for_a_guest_that_is_slow_to_make_room() {
+    let host = Host::boot().await;
+    let (a, _b) = host.two_vms().await;
+    a.state().never_makes_room = true;
+    let memory_first = host.client.transfer(lend("a", "b", memory(1, 64))).await.unwrap().id;
+    let cores = host.transfer(lend("a", "b", cpus("2-3"))).await;
+    assert_eq!(cores.state, TransferState::Complete, "{cores:#?}");
+    assert!(cores.legs[0].remarks.is_empty(), "{:?}", cores.legs[0].remarks);
+    let memory = host.ended(memory_first).await;
+    let ended = |transfer: &conuma_api::Transfer| transfer.asked_unix_ms + transfer.took_us / 1000;
+    assert!(ended(&cores) < ended(&memory), "{cores:#?} {memory:#?}");
+    assert_eq!(memory.state, TransferState::Complete, "{memory:#?}");
+    let remark = &memory.legs[0].remarks[0];
+    assert!(remark.code == "donor-silent" && remark.message.contains("made room"), "{remark:?}");
+    host.check().await;
+}
