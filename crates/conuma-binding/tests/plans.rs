@@ -1,4 +1,5 @@
 //! Golden plans of many machines.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::path::Path;
 

@@ -1,4 +1,5 @@
 //! What holds for the replica and plan of every machine.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,4 +1,5 @@
 //! VM files: what they say, and what is said of wrong ones.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use conuma_binding::{BootSource, CoreWish, MemoryWish, Reserve, VmSpec};
 use conuma_topology::{Bytes, CpuId, CpuSet, Machine, NodeId};

@@ -1,6 +1,8 @@
 //! The conformance suite against the fake and against the real QEMU, emulating: what is under test is the conversation
 //! with QEMU, which its emulator holds as its KVM does.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "tests")]
+
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -8,8 +10,9 @@ use std::sync::Arc;
 use conuma_binding::{Accel, BindingPlan, PlanOptions, Reserve, VmSpec};
 use conuma_hypervisor::conformance::Subject;
 use conuma_hypervisor::fake::{FakeHypervisor, MemoryGateRoot};
+use conuma_hypervisor::gate::{Gate, Grip};
 use conuma_hypervisor::qemu::Qemu;
-use conuma_hypervisor::{Hypervisor, HypervisorError};
+use conuma_hypervisor::{CgroupRoot, GateRoot, Hypervisor, HypervisorError};
 use conuma_linux::procfs::ProcFs;
 use conuma_topology::{CpuSet, Machine};
 
@@ -23,13 +26,13 @@ fn plan(vm: &str, dir: &Path) -> BindingPlan {
     BindingPlan::new(&spec, &machine, &Reserve::default(), &options).unwrap()
 }
 
-async fn qemu(dir: &Path) -> Option<Qemu> {
+async fn qemu(dir: &Path, gates: Arc<dyn GateRoot>) -> Option<Qemu> {
     let there = Command::new(QEMU).arg("--version").stdout(Stdio::null()).status().is_ok_and(|status| status.success());
     if !there {
         eprintln!("SKIP: {QEMU} is not installed");
         return None;
     }
-    Some(Qemu::probe(QEMU, Arc::new(MemoryGateRoot::default()), ProcFs::new("/"), dir).await.unwrap())
+    Some(Qemu::probe(QEMU, gates, ProcFs::new("/"), dir).await.unwrap())
 }
 
 #[tokio::test]
@@ -41,7 +44,7 @@ async fn the_fake_conforms() {
 #[tokio::test(flavor = "multi_thread")]
 async fn qemu_conforms() {
     let dir = tempfile::tempdir().unwrap();
-    let Some(qemu) = qemu(dir.path()).await else { return };
+    let Some(qemu) = qemu(dir.path(), Arc::new(MemoryGateRoot::default())).await else { return };
     assert!(qemu.facts().release >= (7, 0), "{:?}", qemu.facts());
     let plan = plan(VM, dir.path());
     Subject { hypervisor: &qemu, plan: &plan, guest_follows: false }.conforms().await;
@@ -49,10 +52,54 @@ async fn qemu_conforms() {
     assert_eq!(left, ["qemu.log"], "only the log stays behind");
 }
 
+/// As above with real gates, where this process may make cgroups (in the lab's virtual host it may).
+#[tokio::test(flavor = "multi_thread")]
+async fn qemu_conforms_behind_cgroups() {
+    let mount = Path::new("/sys/fs/cgroup");
+    let controllers = std::fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default();
+    if !["cpu", "cpuset", "memory"].iter().all(|wanted| controllers.split_whitespace().any(|there| there == *wanted)) {
+        eprintln!("SKIP: no cgroup v2 with cpu, cpuset and memory at {}", mount.display());
+        return;
+    }
+    let root = mount.join(format!("conuma-test-{}", std::process::id()));
+    let gates = match CgroupRoot::prepare(&root, ProcFs::new("/")) {
+        Ok(gates) => Arc::new(gates),
+        Err(error) => {
+            eprintln!("SKIP: {error}");
+            return;
+        }
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let Some(qemu) = qemu(dir.path(), gates.clone()).await else { return };
+    let kvm = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
+    let plan = BindingPlan { accel: if kvm { Accel::Kvm } else { Accel::Tcg }, ..plan(VM, dir.path()) };
+    eprintln!("with {:?}", plan.accel);
+    let open = CpuSet::from([plan.replica.vcpus[0].cpu]);
+    let vm = qemu.start(&plan, &open).await.unwrap();
+    let [first, second] = [0, 1].map(|at| plan.replica.vcpus[at].id);
+    let read = |file: &str| std::fs::read_to_string(root.join("vm-1").join(file)).unwrap().trim().to_owned();
+    assert_eq!((read("vcpu0/cpu.idle"), read("vcpu1/cpu.idle")), ("0".into(), "1".into()));
+    assert_eq!((read("vcpu0/cpuset.cpus"), read("vcpu1/cpuset.cpus")), ("0".into(), "1".into()));
+    assert_eq!(read("vcpu0/cgroup.threads").lines().count(), 1);
+    assert_eq!(read("cgroup.threads"), "", "every thread is in a leaf");
+    assert!(!read("emulator/cgroup.threads").is_empty());
+    vm.set_gate(second, Gate::Closed(Grip::FIRM)).await.unwrap();
+    assert_eq!(read("vcpu1/cpu.max"), "1000 100000");
+    vm.set_gate(second, Gate::Open).await.unwrap();
+    assert_eq!((read("vcpu1/cpu.max"), read("vcpu1/cpu.idle")), ("max 100000".into(), "0".into()));
+    vm.resume().await.unwrap();
+    assert!(vm.run_times(&[first]).await.unwrap().contains_key(&first));
+    vm.end(std::time::Duration::from_secs(60)).await.unwrap();
+    assert!(!root.join("vm-1").exists(), "no cgroup stays behind");
+    drop(vm);
+    Subject { hypervisor: &qemu, plan: &plan, guest_follows: false }.conforms().await;
+    std::fs::remove_dir(&root).unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_qemu_that_refuses_its_arguments_says_why() {
     let dir = tempfile::tempdir().unwrap();
-    let Some(qemu) = qemu(dir.path()).await else { return };
+    let Some(qemu) = qemu(dir.path(), Arc::new(MemoryGateRoot::default())).await else { return };
     let plan = plan(&format!("qemu_args = [\"-device\", \"no-such-device\"]\n{VM}"), dir.path());
     match qemu.start(&plan, &CpuSet::new()).await.map(drop) {
         Err(HypervisorError::EndedEarly { log, .. }) => assert!(log.contains("no-such-device"), "{log}"),
