@@ -133,7 +133,7 @@ pub enum Refusal {
         held_by: Vec<(Holder, Resources)>,
     },
     /// Fewer cores than asked for.
-    #[error("{from} has {available} cores to give, {wanted} were asked for{}", holders(.held_by))]
+    #[error("{from} has {} to give, {wanted} asked for{}", cores(*.available), holders(.held_by))]
     TooFewCores {
         /// Who should give.
         from: Holder,
@@ -145,7 +145,7 @@ pub enum Refusal {
         held_by: Vec<(Holder, Resources)>,
     },
     /// Less memory than asked for.
-    #[error("{from} has {available} of memory to give, {wanted} were asked for{}", holders(.held_by))]
+    #[error("{from} has {available} of memory to give, {wanted} asked for{}", holders(.held_by))]
     TooLittleMemory {
         /// Who should give.
         from: Holder,
@@ -184,6 +184,10 @@ pub enum Refusal {
     /// The checker refused what was proposed: a defect.
     #[error("the plan would break an invariant: {0} (this is a defect, please report it)")]
     Unsound(Violation),
+}
+
+fn cores(count: usize) -> String {
+    if count == 1 { "1 core".into() } else { format!("{count} cores") }
 }
 
 /// Who has what was asked for, as a hint.

@@ -123,11 +123,12 @@ impl Books<'_> {
         holders.into_iter().filter_map(block).max().filter(|block| !block.is_zero()).unwrap_or(Bytes::mib(2))
     }
 
-    /// VMs that have any of `what`.
-    fn held_by(&self, what: &Resources, but: &Holder) -> Vec<(Holder, Resources)> {
+    /// Other VMs that have any of `what`.
+    fn held_by(&self, what: &Resources, but: &[&Holder]) -> Vec<(Holder, Resources)> {
         let share = |(holder, held): (&Holder, &Resources)| (holder.clone(), held.common(what));
-        let useful =
-            |(holder, held): &(Holder, Resources)| matches!(holder, Holder::Vm(_)) && holder != but && !held.is_empty();
+        let useful = |(holder, held): &(Holder, Resources)| {
+            matches!(holder, Holder::Vm(_)) && !but.contains(&holder) && !held.is_empty()
+        };
         self.held.iter().map(share).filter(useful).collect()
     }
 }
@@ -198,12 +199,12 @@ impl Draft<'_> {
                 if missing.is_empty() {
                     return Ok((cpus.clone(), Vec::new()));
                 }
-                let held_by = books.held_by(&missing, from);
+                let held_by = books.held_by(&missing, &[from]);
                 Err(Refusal::NotHeld { from: from.clone(), missing, held_by })
             }
             CoreDemand::Count(count) => self.wish(from, to, &has, |wish| wish.cores(*count)).map_err(|available| {
                 let all = Resources::cores(books.host.everything().cpus);
-                let held_by = books.held_by(&all, from);
+                let held_by = books.held_by(&all, &[from, to]);
                 Refusal::TooFewCores { from: from.clone(), available, wanted: *count, held_by }
             }),
         }
@@ -236,7 +237,7 @@ impl Draft<'_> {
                     cpus: CpuSet::new(),
                     memory: missing.memory.keys().map(|n| (*n, Bytes(u64::MAX))).collect(),
                 };
-                let held_by = books.held_by(&all, from);
+                let held_by = books.held_by(&all, &[from, to]);
                 Err(Refusal::NotHeld { from: from.clone(), missing, held_by })
             }
             MemoryDemand::Total(total) => {
@@ -244,7 +245,8 @@ impl Draft<'_> {
                 let block =
                     room.memory.keys().map(|node| books.block([from, to], *node)).max().unwrap_or(Bytes::mib(2));
                 self.wish(from, to, &room, |wish| wish.memory(*total, block)).map_err(|available| {
-                    let held_by = books.held_by(&Resources { cpus: CpuSet::new(), ..books.host.everything() }, from);
+                    let held_by =
+                        books.held_by(&Resources { cpus: CpuSet::new(), ..books.host.everything() }, &[from, to]);
                     Refusal::TooLittleMemory { from: from.clone(), available, wanted: *total, held_by }
                 })
             }

@@ -1,1 +1,101 @@
+//! The daemon dies at every point of a transfer, with and without its journal.
 
+use conuma_topology::NodeId;
+
+use super::world::*;
+use crate::*;
+
+fn world() -> World {
+    let host = host(1, 4, 1, 8);
+    World::with(host.clone(), vec![spec(&host, "a", "0-1", 3), spec(&host, "b", "2-3", 3)])
+}
+
+fn both() -> Request {
+    lend("a", "b", Demand { cores: of_cpus("1").cores, memory: of_memory(0, 2).memory })
+}
+
+/// One thing goes on, if anything can without waiting.
+fn goes_on(world: &mut World) -> bool {
+    world.deliver_any() || world.guest_moves(&name("a"), NodeId(0)) || world.guest_moves(&name("b"), NodeId(0))
+}
+
+#[test]
+fn a_crash_at_any_point_finishes_or_undoes() {
+    for keep_journal in [true, false] {
+        let mut ends = std::collections::BTreeSet::new();
+        for point in 0..200 {
+            let mut world = world();
+            let id = world.ask(both()).unwrap();
+            for _ in 0..point {
+                if !goes_on(&mut world) && world.report(id).ended.is_none() {
+                    world.tick();
+                }
+            }
+            let over = world.report(id).ended.is_some();
+            world.crash(keep_journal);
+            world.check();
+            world.run_until_settled();
+            world.check();
+            ends.insert((world.holds("a"), world.holds("b")));
+            if over {
+                break;
+            }
+        }
+        let undone = ("CPUs 0-1, node0=384M".to_owned(), "CPUs 2-3, node0=384M".to_owned());
+        let finished = ("CPUs 0, node0=128M".to_owned(), "CPUs 1-3, node0=640M".to_owned());
+        assert!(ends.contains(&undone) && ends.contains(&finished), "{keep_journal}: {ends:#?}");
+    }
+}
+
+#[test]
+fn an_interrupted_transfer_says_so() {
+    let mut world = world();
+    let id = world.ask(both()).unwrap();
+    world.crash(true);
+    let report = world.report(id);
+    assert_eq!(report.verdict, Verdict::Nothing);
+    let whys: Vec<&Reason> = report.legs.iter().flat_map(|leg| &leg.shortfalls).map(|short| &short.why).collect();
+    assert_eq!(whys, [&Reason::Interrupted, &Reason::Interrupted]);
+}
+
+#[test]
+fn a_vm_that_died_meanwhile_leaves_everything_to_the_pool() {
+    let mut world = world();
+    world.vms.remove(&name("b"));
+    world.crash(true);
+    assert_eq!(world.engine.ledger().held(&Holder::Pool).to_string(), "CPUs 2-3, node0=640M");
+    world.check();
+}
+
+#[test]
+fn a_gate_that_someone_opened_is_closed_again_and_told() {
+    let mut world = world();
+    world.vms.get_mut(&name("a")).unwrap().open = cpus("0-2");
+    world.crash(true);
+    let twice = |notice: &Notice| matches!(notice, Notice::Violated(Violation::CoreUsableTwice { .. }));
+    assert!(world.notices.iter().any(twice));
+    world.run_until_settled();
+    assert_eq!(world.vms[&name("a")].open, cpus("0-1"));
+    assert_eq!(world.vms[&name("b")].open, cpus("2-3"));
+}
+
+#[test]
+fn memory_that_someone_plugged_is_booked() {
+    let mut world = world();
+    let more = PluggedMemory { requested: units(4), size: units(4) };
+    world.vms.get_mut(&name("a")).unwrap().plugged.insert(NodeId(0), more);
+    world.crash(true);
+    assert_eq!(world.holds("a"), "CPUs 0-1, node0=640M");
+    world.notices.clear();
+    world.check();
+}
+
+#[test]
+fn agents_that_have_seen_newer_decisions_are_told_newer_ones() {
+    let mut world = world();
+    world.vms.get_mut(&name("a")).unwrap().newest = 1_000;
+    world.crash(false);
+    world.ask(lend("a", "b", of_cpus("1"))).unwrap();
+    world.run_until_settled();
+    assert_eq!(world.vms[&name("a")].using, Some(cpus("0")));
+}

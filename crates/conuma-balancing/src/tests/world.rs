@@ -36,8 +36,6 @@ pub(super) enum Executor {
     ClosesNothing,
     /// Says that QEMU's size is what was asked.
     BelievesGuests,
-    /// Gives the recipient its gate before it has closed the donor's.
-    OpensFirst,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -54,7 +52,6 @@ pub(super) struct RealVm {
 #[derive(Debug, Clone)]
 pub(super) struct World {
     pub(super) engine: Engine,
-    pub(super) journal: State,
     pub(super) now: Duration,
     pub(super) vms: BTreeMap<VmName, RealVm>,
     pub(super) specs: BTreeMap<VmName, VmSpec>,
@@ -132,10 +129,8 @@ impl World {
 
     pub(super) fn with_timing(host: Host, specs: Vec<VmSpec>, timing: Timing) -> Self {
         let engine = Engine::new(host, timing);
-        let journal = engine.state().clone();
         let mut world = Self {
             engine,
-            journal,
             now: Duration::ZERO,
             vms: BTreeMap::new(),
             specs: specs.iter().map(|spec| (spec.name.clone(), spec.clone())).collect(),
@@ -207,10 +202,10 @@ impl World {
         Ok(id)
     }
 
-    /// One turn of the daemon's loop: journal, then send.
+    /// One turn of the daemon's loop: journal, then send. The engine changes nowhere else, so its state is
+    /// what the journal says.
     pub(super) fn pump(&mut self) {
         let actions = self.engine.next_actions(self.now);
-        self.journal = self.engine.state().clone();
         for action in actions {
             self.in_flight.entry((action.vm.clone(), action.kind.lane())).or_default().push_back(action);
         }
@@ -233,7 +228,7 @@ impl World {
             (name.clone(), VmFound { spec: self.specs[name].clone(), seen })
         };
         let found = self.vms.iter().map(found).collect();
-        let journal = keep_journal.then(|| self.journal.clone());
+        let journal = keep_journal.then(|| self.engine.state().clone());
         let (host, timing) = (self.engine.host().clone(), self.engine.timing.clone());
         self.engine = Engine::recover(journal, host, found, timing, self.now);
         self.in_flight.clear();
