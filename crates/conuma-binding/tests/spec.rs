@@ -105,6 +105,8 @@ fn files_that_do_not_fit_the_machine() {
         ("an unknown CPU in the limit", "[guarantee]\n[limit]\ncpus = \"0-99\"\n"),
         ("less than boots", "[guarantee]\nmemory = \"128M\"\n"),
         ("less on a node than boots", "[guarantee]\nmemory = { node0 = \"512M\" }\n"),
+        ("less at start than boots", "[guarantee]\n[initial]\nmemory = { node0 = \"64M\", node1 = \"256M\" }\n"),
+        ("a limit below what boots", "[guarantee]\n[limit]\nmemory = \"128M\"\n"),
         (
             "an unknown device and one without a group",
             "devices = [\"ff:00.0\", \"3b:00.0\", \"3c:00.0\"]\n[guarantee]\n",

@@ -16,7 +16,6 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use conuma_linux::cgroup::{Cgroup, CgroupError, CpuMax, Idle, Limit};
 use conuma_linux::procfs::{Pid, ProcError, ProcFs, Tid};
@@ -97,14 +96,6 @@ pub enum GateError {
         /// The vCPU.
         vcpu: VcpuId,
     },
-    /// The leaf holds no thread yet.
-    #[error("vCPU {vcpu} of VM {vm} has no thread in its cgroup")]
-    NoThread {
-        /// The VM.
-        vm: VmName,
-        /// The vCPU.
-        vcpu: VcpuId,
-    },
 }
 
 /// A VM's cgroup tree. Knows nothing that it does not read back, so a new daemon finds it as the old one left it.
@@ -120,7 +111,7 @@ const CONTROLLERS: [&str; 3] = ["cpu", "cpuset", "memory"];
 const THREADED_CONTROLLERS: [&str; 2] = ["cpu", "cpuset"];
 
 impl VmCgroups {
-    /// The tree of `vm` below the cgroup directory `root`, whether it exists or not. `proc` reads run times.
+    /// The tree of `vm` below the cgroup directory `root`, whether it exists or not. `proc` lists threads.
     pub fn at(root: impl Into<PathBuf>, vm: VmName, proc: ProcFs) -> Self {
         let domain = Cgroup::at(root).child(vm.as_str());
         Self { vm, domain, proc }
@@ -232,18 +223,6 @@ impl VmCgroups {
         self.vcpus()?.into_iter().map(|vcpu| Ok((vcpu, self.gate(vcpu)?))).collect()
     }
 
-    /// The CPU that a vCPU is bound to, as the kernel has it.
-    pub fn bound_to(&self, vcpu: VcpuId) -> Result<CpuSet, GateError> {
-        Ok(self.existing_leaf(vcpu)?.cpus()?)
-    }
-
-    /// How long a vCPU thread has run on a CPU since it began.
-    pub fn run_time(&self, vcpu: VcpuId) -> Result<Duration, GateError> {
-        let leaf = self.existing_leaf(vcpu)?;
-        let thread = leaf.threads()?.first().copied().ok_or(GateError::NoThread { vm: self.vm.clone(), vcpu })?;
-        Ok(self.proc.task_schedstat(Pid(thread.0), thread)?.ran)
-    }
-
     /// The vCPUs that have a leaf.
     pub fn vcpus(&self) -> Result<Vec<VcpuId>, GateError> {
         let mut vcpus: Vec<VcpuId> = self
@@ -279,6 +258,8 @@ impl VmCgroups {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

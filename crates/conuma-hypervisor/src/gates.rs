@@ -55,7 +55,7 @@ pub struct CgroupRoot {
 }
 
 impl CgroupRoot {
-    /// Makes the cgroup directory `root` ready for VMs. `proc` reads run times.
+    /// Makes the cgroup directory `root` ready for VMs. `proc` lists threads.
     pub fn prepare(root: impl Into<PathBuf>, proc: ProcFs) -> Result<Self, GateError> {
         let root = root.into();
         VmCgroups::prepare_root(&Cgroup::at(&root))?;

@@ -130,26 +130,45 @@ impl Check<'_> {
         }
         let boot_on = |node: NodeId| self.spec.boot.memory_on(self.machine, self.reserve, node);
         let total: Bytes = nodes.iter().map(|node| boot_on(*node)).sum();
-        let hint = || Some("boot memory never leaves the VM, so it counts in the guarantee".to_owned());
-        match &self.spec.guarantee.memory {
-            Some(MemoryWish::Total(guaranteed)) if *guaranteed < total => {
-                let message = format!("{guaranteed} is guaranteed, but boot memory alone is {total} ({boot} per node)");
-                self.wrong("guarantee.memory", message, hint());
-            }
-            Some(MemoryWish::PerNode(guaranteed)) => {
-                let short: Vec<NodeId> = nodes
-                    .into_iter()
-                    .filter(|node| guaranteed.get(node).copied().unwrap_or_default() < boot_on(*node))
-                    .collect();
-                for node in short {
-                    let have = guaranteed.get(&node).copied().unwrap_or_default();
-                    let message = format!("{have} of node {node} is guaranteed, but boot memory alone is {boot}");
-                    let written = format!("guarantee.memory.node{node}");
-                    let path = if guaranteed.contains_key(&node) { written } else { "guarantee.memory".into() };
-                    self.wrong(&path, message, hint());
+        self.boot_memory_within("guarantee", self.spec.guarantee.memory.as_ref(), &nodes);
+        let initial = self.spec.initial.as_ref();
+        self.boot_memory_within("initial", initial.and_then(|wish| wish.memory.as_ref()), &nodes);
+        if let Some(limit) = self.spec.limit.as_ref().and_then(|limit| limit.memory.as_ref())
+            && limit.total() < total
+        {
+            let message = format!("the limit is {}, but boot memory alone is {total} ({boot} per node)", limit.total());
+            self.wrong("limit.memory", message, Some("a guest needs boot memory on every node to see it".into()));
+        }
+    }
+
+    /// Boot memory is part of whatever the VM holds, from its start to its end.
+    fn boot_memory_within(&mut self, path: &str, wish: Option<&MemoryWish>, nodes: &[NodeId]) {
+        let boot = self.spec.boot.memory_per_node;
+        let boot_on = |node: &NodeId| self.spec.boot.memory_on(self.machine, self.reserve, *node);
+        let hint = || Some(format!("boot memory never leaves the VM, so it counts in `[{path}]`"));
+        match wish {
+            Some(MemoryWish::Total(asked)) => {
+                let total: Bytes = nodes.iter().map(boot_on).sum();
+                if *asked < total {
+                    let message =
+                        format!("{asked} in all is too little: boot memory alone is {total} ({boot} per node)");
+                    self.wrong(&format!("{path}.memory"), message, hint());
                 }
             }
-            _ => {}
+            Some(MemoryWish::PerNode(asked)) => {
+                let have = |node: &NodeId| asked.get(node).copied().unwrap_or_default();
+                let short: Vec<NodeId> = nodes.iter().copied().filter(|node| have(node) < boot_on(node)).collect();
+                for node in short {
+                    let message = format!(
+                        "{} of node {node} is too little: boot memory alone is {}",
+                        have(&node),
+                        self.spec.boot.memory_on(self.machine, self.reserve, node)
+                    );
+                    let written = asked.contains_key(&node).then(|| format!("{path}.memory.node{node}"));
+                    self.wrong(&written.unwrap_or_else(|| format!("{path}.memory")), message, hint());
+                }
+            }
+            None => {}
         }
     }
 

@@ -63,7 +63,8 @@ impl Qemu {
         if plan.cid.is_some() && !self.facts.vsock {
             return Err(refused("this QEMU has no vhost-vsock device"));
         }
-        if !plan.bridges.is_empty() && !(self.facts.vfio && self.facts.pxb_pcie) {
+        let passes = self.facts.vfio && self.facts.pxb_pcie;
+        if !plan.bridges.is_empty() && !passes {
             return Err(refused("this QEMU has no vfio-pci or no pxb-pcie device, so none can be passed through"));
         }
         Ok(())
@@ -161,9 +162,25 @@ fn launch_failed(plan: &BindingPlan, error: LaunchError) -> HypervisorError {
     let vm = plan.name.clone();
     match error {
         LaunchError::Io { what, path, source } => HypervisorError::File { vm, what, path, source },
-        LaunchError::Ended(log) => HypervisorError::EndedEarly { vm, log },
+        LaunchError::Ended(log) => {
+            let log = hint(&log).map_or(log.clone(), |hint| format!("{log} (hint: {hint})"));
+            HypervisorError::EndedEarly { vm, log }
+        }
         LaunchError::Monitor(source) => HypervisorError::Qmp { vm, source },
     }
+}
+
+/// What to do about QEMU's commoner complaints.
+fn hint(log: &str) -> Option<&'static str> {
+    let hints = [
+        ("vhost-vsock: unable to set guest cid", "another VM has this vsock CID: choose another `cid`"),
+        ("vhost-vsock", "the host's vhost_vsock module must be loaded: modprobe vhost_vsock"),
+        ("KVM", "KVM must be enabled in the firmware, its module loaded and /dev/kvm open to this user"),
+        ("vfio", "bind the device and all of its IOMMU group to vfio-pci"),
+        ("cgroup.procs", "the VM's cgroup does not take processes: is its parent delegated?"),
+        ("mbind", "the host's node must be online and have memory"),
+    ];
+    hints.into_iter().find(|(complaint, _)| log.contains(complaint)).map(|(_, hint)| hint)
 }
 
 fn vcpu_cpus(plan: &BindingPlan) -> BTreeMap<VcpuId, CpuId> {
@@ -176,8 +193,8 @@ fn ceiling(plan: &BindingPlan) -> Bytes {
     with_overhead(plan.envelope_memory.map_or(all, |limit| all.min(limit)))
 }
 
-/// Guest memory and what QEMU and KVM need for it: page tables and dirty maps (0.3 %), QEMU's own heap, and
-/// buffers of its devices.
+/// Guest memory and what QEMU and KVM need for it: page tables and per-page records (up to 0.5 %, here twice that), QEMU's
+/// own heap, and buffers of its devices.
 fn with_overhead(guest: Bytes) -> Bytes {
-    guest + Bytes(guest.0 / 256) + Bytes::mib(512)
+    guest + Bytes(guest.0 / 100) + Bytes::mib(512)
 }
