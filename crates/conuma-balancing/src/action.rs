@@ -3,9 +3,10 @@
 //! # The executor's contract
 //! 1. **Journal first.** Take the actions of one [`crate::Engine::next_actions`], write
 //!    [`crate::Engine::state`] to the journal, then carry them out.
-//! 2. **One actuator per VM, in order.** Actions of one VM begin in ascending [`ActionId`]. An
-//!    agent's actions, QEMU's and the gates' may overlap each other, never their own kind. An action
-//!    older than one already begun of its kind is dropped.
+//! 2. **One actuator per VM, in order.** Actions of one VM and [`Lane`] begin in ascending [`ActionId`]; one
+//!    older than one already begun is dropped. In the lanes of QEMU and the gates each ends before the next
+//!    begins. An agent is asked in order too, but answers side by side: cores that move do not wait for
+//!    a guest that makes room.
 //! 3. **Decide nothing.** Each action says all; the executor translates host ids to the guest's and
 //!    reports what came of it, once, as [`Event::Done`]. What is not known by the deadline is
 //!    [`Failure::TimedOut`]; the engine gives up by itself a moment later and ignores the rest, so a lost
@@ -99,7 +100,7 @@ pub enum ActionKind {
     },
 }
 
-/// Who carries out an action; actions of one VM and lane are strictly in order.
+/// Who carries out an action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Lane {

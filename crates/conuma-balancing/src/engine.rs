@@ -143,7 +143,8 @@ impl Engine {
         }
         let id = TransferId(self.state.next_transfer);
         self.state.next_transfer += 1;
-        self.state.transfers.insert(id, Transfer::waiting(id, request, now));
+        let due = self.state.transfers.values().map(|before| before.due).fold(now, Duration::max) + self.longest();
+        self.state.transfers.insert(id, Transfer::waiting(id, request, now, due));
         if must_wait {
             self.notices.push(Notice::Waiting { transfer: id });
         }
@@ -439,6 +440,11 @@ impl Engine {
         }
     }
 
+    /// The longest that a transfer can last once it has begun.
+    fn longest(&self) -> Duration {
+        leg::cores::longest(&self.timing).max(leg::memory::longest(&self.timing))
+    }
+
     fn begin(&mut self, id: TransferId, transfer: &mut Transfer, now: Duration) {
         let plan = match plan(&self.books(), &transfer.report.request) {
             Ok(plan) => plan,
@@ -452,7 +458,7 @@ impl Engine {
         transfer.report.verdict = Verdict::Moving;
         transfer.legs = plan.moves.iter().map(|step| Leg::new(step, terms)).collect();
         transfer.report.plan = Some(plan);
-        transfer.due = now + leg::cores::longest(&self.timing).max(leg::memory::longest(&self.timing));
+        transfer.due = now + self.longest();
         for (place, leg) in transfer.legs.iter_mut().enumerate() {
             if leg.load.cpus.is_empty() {
                 leg::memory::begin(leg, id, place, self, now);

@@ -22,7 +22,7 @@ pub(crate) struct Transfer {
     pub(crate) report: Report,
     /// One for each move, in the order of the plan.
     pub(crate) legs: Vec<Leg>,
-    /// When it ends at the latest, by the deadlines of its stages.
+    /// When it ends at the latest, by the deadlines of its stages and of those it waits for.
     pub(crate) due: Duration,
 }
 
@@ -70,10 +70,10 @@ pub(crate) enum Step {
 pub(crate) type Knobs = BTreeSet<(VmName, Knob)>;
 
 impl Transfer {
-    pub(crate) fn waiting(id: TransferId, request: Request, now: Duration) -> Self {
+    pub(crate) fn waiting(id: TransferId, request: Request, now: Duration, due: Duration) -> Self {
         let report =
             Report { id, request, plan: None, legs: Vec::new(), asked: now, ended: None, verdict: Verdict::Waiting };
-        Self { report, legs: Vec::new(), due: Duration::MAX }
+        Self { report, legs: Vec::new(), due }
     }
 
     pub(crate) fn is_waiting(&self) -> bool {

@@ -6,10 +6,12 @@
 //! `a_plan_never_takes_a_vm_below_its_guarantee` (I3), `every_transfer_ends_by_its_deadline` (I4),
 //! `the_ledger_is_never_below_real_use` (I5).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use conuma_topology::{NodeId, VmName};
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
 
 use super::world::*;
 use crate::*;
@@ -224,6 +226,63 @@ proptest! {
         let read: State = serde_json::from_str(&text).unwrap();
         prop_assert_eq!(world.engine.state(), &read);
     }
+}
+
+/// The scripts are no good if they never get anywhere: all that can become of a transfer must occur.
+#[test]
+fn the_scripts_reach_what_can_become_of_a_transfer() {
+    let mut runner = TestRunner::deterministic();
+    let mut seen = BTreeSet::new();
+    for _ in 0..600 {
+        let script = scripts().new_tree(&mut runner).unwrap().current();
+        let world = run(&script, |_| {});
+        for report in world.engine.reports() {
+            seen.insert(word(&report.verdict));
+            for leg in &report.legs {
+                seen.extend(leg.shortfalls.iter().map(|short| word(&short.why)));
+                seen.extend(leg.remarks.iter().map(word));
+                seen.extend(leg.stages.iter().map(|time| word(&time.stage)));
+            }
+        }
+    }
+    let missing: Vec<&str> = REACHED.into_iter().filter(|word| !seen.contains(*word)).collect();
+    assert!(missing.is_empty(), "never reached: {missing:?}");
+}
+
+const REACHED: [&str; 28] = [
+    "Complete",
+    "Partial",
+    "Nothing",
+    "Refused",
+    "Quiesce",
+    "Verify",
+    "Close",
+    "Open",
+    "Enable",
+    "Prepare",
+    "Shrink",
+    "Settle",
+    "Grow",
+    "Return",
+    "Confirm",
+    "DonorRefused",
+    "DonorKept",
+    "RecipientDidNotTake",
+    "GateFailed",
+    "DonorGone",
+    "RecipientGone",
+    "Interrupted",
+    "DonorSilent",
+    "DonorBusy",
+    "RecipientUntold",
+    "RecipientRefused",
+    "Unconfirmed",
+    "Unprepared",
+];
+
+/// The name of a variant.
+fn word(value: &impl std::fmt::Debug) -> String {
+    format!("{value:?}").split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default().to_owned()
 }
 
 fn shortage(world: &World) -> BTreeMap<VmName, u64> {

@@ -22,7 +22,7 @@ pub(super) enum Fate {
     Lost,
     /// Not done; the answer says so.
     Fails,
-    /// A guest's no: it refuses all CPUs, stays busy, has no room.
+    /// A guest's no: it changes nothing about its CPUs, stays busy, has no room.
     Refused,
     /// Done, and the answer comes twice.
     Twice,
@@ -271,9 +271,13 @@ impl World {
         }
         match &action.kind {
             ActionKind::AgentApply { cpus } if refused => {
-                let stays = vm.using.as_ref().map(|using| using.difference(cpus)).unwrap_or_default();
-                vm.using = Some(cpus.union(&stays));
-                Outcome::Applied { refused: vec![RefusedCpus { cpus: stays, why: "exclusive".into() }] }
+                let before = vm.using.clone().unwrap_or_default();
+                let (stays, unused) = (before.difference(cpus), cpus.difference(&before));
+                vm.using = Some(before);
+                let refused = [stays, unused].into_iter().filter(|cpus| !cpus.is_empty());
+                Outcome::Applied {
+                    refused: refused.map(|cpus| RefusedCpus { cpus, why: "exclusive".into() }).collect(),
+                }
             }
             ActionKind::AgentApply { cpus } => {
                 vm.using = Some(cpus.clone());
