@@ -8,7 +8,8 @@
 //!    transit goes to its heir in the ledger, all else stays with its giver.
 //! 3. **The duties do the rest.** They bring gates, guests and QEMU in step with the ledger; an agent
 //!    tells its newest generation when it connects.
-//! 4. **No journal is no reason not to start**: then the ledger is what is found, and loans are forgotten.
+//! 4. **No journal is no reason not to start**: then the ledger is what is found, and loans are forgotten. Of a journal
+//!    about another host (another reserve, say) only the loans count.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -46,9 +47,13 @@ impl Engine {
         timing: Timing,
         now: Duration,
     ) -> Self {
-        let journal = journal.filter(|state| state.host == host);
-        let known = journal.is_some();
-        let mut engine = Self::with(journal.unwrap_or_else(|| State::new(host)), timing, now);
+        let known = journal.as_ref().is_some_and(|state| state.host == host);
+        let state = match journal {
+            Some(state) if known => state,
+            Some(state) => state.for_another(host),
+            None => State::new(host),
+        };
+        let mut engine = Self::with(state, timing, now);
         let gone: Vec<VmName> = engine.state.vms.keys().filter(|name| !found.contains_key(*name)).cloned().collect();
         for name in gone {
             engine.update(Event::VmGone { vm: name }, now);
@@ -86,6 +91,14 @@ impl Engine {
             self.end(transfer, now);
         }
         self.state.pending.clear();
+    }
+}
+
+impl State {
+    /// What of this state is still worth something on `host`.
+    fn for_another(self, host: Host) -> Self {
+        let Self { loans, ended, next_action, next_transfer, .. } = self;
+        Self { loans, ended, next_action, next_transfer, ..Self::new(host) }
     }
 }
 

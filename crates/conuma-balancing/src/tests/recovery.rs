@@ -99,3 +99,21 @@ fn agents_that_have_seen_newer_decisions_are_told_newer_ones() {
     world.run_until_settled();
     assert_eq!(world.vms[&name("a")].using, Some(cpus("0")));
 }
+
+#[test]
+fn a_journal_about_another_host_keeps_its_loans_only() {
+    let mut world = world();
+    world.ask(lend("a", "b", of_cpus("1"))).unwrap();
+    world.run_until_settled();
+    let state = world.engine.state().clone();
+    let found = world.vms.iter().map(|(name, vm)| {
+        let seen = VmSeen { open: vm.open.clone(), plugged: vm.plugged.clone() };
+        (name.clone(), VmFound { spec: world.specs[name].clone(), seen })
+    });
+    let mut other = world.engine.host().clone();
+    other.reserve = Resources::memory(NodeId(0), units(1));
+    let engine = Engine::recover(Some(state), other, found.collect(), Timing::default(), world.now);
+    assert_eq!(engine.loans(), world.engine.loans());
+    assert_eq!(engine.ledger().vm(&name("b")).to_string(), "CPUs 1-3, node0=384M");
+    assert_eq!(engine.ledger().held(&Holder::Pool).to_string(), "node0=128M");
+}
