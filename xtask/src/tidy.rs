@@ -177,11 +177,8 @@ fn check_file(root: &Path, krate: &Crate, file: &Path, findings: &mut Vec<String
 fn check_justified(root: &Path, outside: &BTreeSet<String>, findings: &mut Vec<String>) -> Result<()> {
     let path = root.join("ARCHITECTURE.md");
     let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-    let named: BTreeMap<&str, &str> = text
-        .lines()
-        .filter_map(|line| line.strip_prefix("| `"))
-        .filter_map(|line| line.split_once('`'))
-        .collect();
+    let named: BTreeMap<&str, &str> =
+        text.lines().filter_map(|line| line.strip_prefix("| `")).filter_map(|line| line.split_once('`')).collect();
     for name in outside.iter().filter(|name| !named.contains_key(name.as_str())) {
         findings.push(format!("ARCHITECTURE.md does not say why `{name}` is a dependency"));
     }
