@@ -19,7 +19,7 @@ const BOOT_MEMORY: &str = "192M";
 /// What the daemon leaves to the host on each node.
 const RESERVE: &str = "256M";
 const GUEST_CMDLINE: &str = "console=ttyS0 quiet nowatchdog mitigations=off rdinit=/init";
-const GUESTS_BUDGET: Duration = Duration::from_secs(300);
+const GUESTS_BUDGET: Duration = Duration::from_secs(400);
 const WITNESS_STOP: &str = "/run/witness.stop";
 
 /// A guest to be started.
@@ -77,7 +77,7 @@ impl Stage {
         for guest in guests {
             let file = format!("/lab/{}.toml", guest.name);
             self.lab.write(&file, &self.vm_file(guest))?;
-            starting.push(self.lab.spawn(&["conuma", "start", &file, "--wait", "none"])?);
+            starting.push(self.lab.spawn(&["conuma", "start", &file, "--wait", "agent", "--deadline", "10m"])?);
         }
         for (start, guest) in starting.into_iter().zip(guests) {
             start.wait(GUESTS_BUDGET, &mut |_| {})?.ok().with_context(|| format!("starting {}", guest.name))?;

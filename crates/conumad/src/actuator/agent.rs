@@ -4,6 +4,7 @@
 //! move meanwhile must not wait for it. The agent does what changes its holding in the order of arrival.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use conuma_agent_proto::{AgentError, HoldingOutcome, Reply, RequestBody};
 use conuma_balancing::{Action, ActionKind, Failure, Outcome, RefusedCpus};
@@ -77,6 +78,7 @@ impl Tools {
     fn agent_outcome(&self, reply: Reply) -> Outcome {
         match reply {
             Reply::Holding(HoldingOutcome { refused, .. }) => {
+                self.told.store(true, Ordering::Relaxed);
                 let refused = refused.into_iter().map(|refusal| RefusedCpus {
                     cpus: self.plan.replica.host_cpus(&refusal.cpus),
                     why: refusal.reason.to_string(),

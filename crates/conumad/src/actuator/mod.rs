@@ -9,6 +9,7 @@ mod memory;
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -45,6 +46,9 @@ pub struct Tools {
     pub link: AgentLink,
     /// What each node of the guest has without plugged memory.
     pub baseline: Arc<Baseline>,
+    /// Whether the guest, since it booted, was told by its agent what it holds. Before that it cannot know
+    /// better than to use every CPU, so nothing that it does there is held against it.
+    pub told: AtomicBool,
     /// Engine time.
     pub clock: Clock,
     /// Who is told what came of actions.

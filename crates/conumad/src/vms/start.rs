@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -210,6 +211,7 @@ impl Room {
             plan: plan.clone(),
             link,
             baseline,
+            told: AtomicBool::new(false),
             clock: self.clock,
             core: self.core.clone(),
             bus: self.bus.clone(),
