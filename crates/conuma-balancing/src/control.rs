@@ -179,7 +179,8 @@ impl MemoryKnob {
         }
     }
 
-    /// The most that the guest can reach.
+    /// The most that the guest can reach, also while an answer is out: QEMU lets a guest plug no more than is
+    /// requested, and `asked` falls only when QEMU has confirmed it.
     pub(crate) fn bound(&self) -> Bytes {
         self.asked.max(self.seen.bound())
     }

@@ -4,10 +4,10 @@
 //! | --- | --- | --- |
 //! | prepare | the donor's agent made room | goes on all the same |
 //! | shrink | QEMU's `size` is what was asked | settle |
-//! | settle | `requested-size` is back at what the donor kept | unknown: all stays with the donor |
+//! | settle | `requested-size` is back at what the donor kept | all it may still reach stays with the donor |
 //! | *the ledger moves what came out of the donor's account* | | |
 //! | grow | the recipient plugged; step by step, each booked to it before it is asked | return |
-//! | return | `requested-size` is back at what the recipient plugged | unknown: all stays with the recipient |
+//! | return | `requested-size` is back at what the recipient plugged | all it may still reach stays with the recipient |
 //! | confirm | the recipient's agent sees it online on the right node | a remark |
 //!
 //! Memory cannot be forced. A donor that neither answered its agent nor gave anything is marked silent:
@@ -94,7 +94,7 @@ fn shrink(leg: &mut Leg, id: TransferId, engine: &mut Engine, now: Duration) -> 
     let (node, _) = part(leg);
     let recipient_gone = leg.heir != leg.to;
     let Some(knob) = knob(&leg.from, node, engine) else { return Step::Waits };
-    let reached = knob.certain && knob.goal.is_some_and(|goal| knob.bound() <= goal);
+    let reached = knob.goal.is_some_and(|goal| knob.bound() <= goal);
     if reached {
         knob.want(None, now);
         return taken(leg, id, engine, now);
@@ -117,7 +117,7 @@ fn settle(leg: &mut Leg, id: TransferId, engine: &mut Engine, now: Duration) -> 
     if !certain && now < leg.until {
         return Step::Waits;
     }
-    let came = if certain { plugged.saturating_sub(knob.bound()).min(bytes) } else { Bytes::ZERO };
+    let came = plugged.saturating_sub(knob.bound()).min(bytes);
     let failed = knob.failed.clone();
     knob.want(None, now);
     let why = failed.map_or(Reason::DonorKept, Reason::HypervisorFailed);
@@ -222,7 +222,7 @@ fn hand_back(leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, n
     if !certain && now < leg.until {
         return Step::Waits;
     }
-    let back = if certain { booked.saturating_sub(knob.bound()).min(leg.report.arrived.on(node)) } else { Bytes::ZERO };
+    let back = booked.saturating_sub(knob.bound()).min(leg.report.arrived.on(node));
     let failed = knob.failed.clone();
     knob.want(None, now);
     let why = failed.map_or(Reason::RecipientDidNotTake, Reason::HypervisorFailed);
