@@ -1,5 +1,18 @@
 //! The checks themselves are checked: an executor that breaks the order must be caught, or a green
 //! model check would mean nothing.
+//!
+//! The same was done to the engine by hand. Each of these changes makes the named test fail (and mostly others):
+//!
+//! | change | caught by |
+//! | --- | --- |
+//! | give a core before its gate is confirmed shut | `a_core_is_usable_by_at_most_one_vm`, the model |
+//! | give memory before QEMU's size is there, or on the guest's size alone | `a_node_is_never_overcommitted`, the model |
+//! | forget a gate or a size that was asked for but not answered | `the_ledger_is_never_below_real_use`, the model |
+//! | believe the journal rather than the host after a restart | `a_core_is_usable_by_at_most_one_vm`, the model |
+//! | drop the deadline of quiesce or of shrink | `every_transfer_ends_by_its_deadline`, the model |
+//! | count an answer twice | `a_doubled_answer_changes_nothing` |
+//! | plan without what is already on its way out | `a_guarantee_counts_what_is_already_on_its_way_out` |
+//! | do not check guarantees | `a_guarantee_is_kept_unless_the_owner_agrees` |
 
 use super::world::*;
 use crate::*;
