@@ -195,6 +195,21 @@ impl Stage {
         Ok((home, elsewhere))
     }
 
+    /// Starts a task in a guest on each of these CPUs that never sleeps.
+    pub fn start_load(&self, vm: &str, cpus: &[u32]) -> Result<()> {
+        for cpu in cpus {
+            let script =
+                format!("setsid taskset -c {cpu} sh -c 'while :; do :; done' >/dev/null 2>&1 & echo $! >> /run/load");
+            self.lab.guest(vm, &script)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the load of a guest.
+    pub fn stop_load(&self, vm: &str) -> Result<()> {
+        self.lab.guest(vm, "kill -9 $(cat /run/load); rm /run/load").map(drop)
+    }
+
     /// The CPUs that an ordinary task in a guest may use, by the guest's own word.
     pub fn guest_cpus(&self, vm: &str) -> Result<CpuSet> {
         let list = self.lab.guest(vm, "grep Cpus_allowed_list /proc/self/status | cut -f2")?;

@@ -85,6 +85,12 @@ impl<'a> Cgroups<'a> {
         self.kernel.write(&file(cgroup, "cpuset.cpus"), &format!("{cpus}\n"))
     }
 
+    /// Whether a cgroup is, or is meant to be, a partition: one that is not valid now becomes so, and takes its CPUs from
+    /// all others, when its `cpuset.cpus` is changed to what is free.
+    pub fn is_partition(self, cgroup: &str) -> bool {
+        self.kernel.read(&file(cgroup, "cpuset.cpus.partition")).is_ok_and(|state| state != "member")
+    }
+
     /// The CPUs that tasks in a cgroup may use.
     pub fn effective(self, cgroup: &str) -> io::Result<GuestCpuSet> {
         read_list(self.kernel, &file(cgroup, "cpuset.cpus.effective"))

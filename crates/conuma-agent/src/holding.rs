@@ -229,9 +229,13 @@ impl Holder {
             let wanted = target.cut_cpuset(&mask.wish, &owned_below);
             let mut answer = None;
             if wanted != mask.wrote {
-                match cgroups.set_cpus(&name, &wanted) {
-                    Ok(()) => mask.wrote = wanted,
-                    Err(error) => answer = Some(error.to_string()),
+                if cgroups.is_partition(&name) {
+                    answer = Some(format!("it is to own CPUs {} exclusively", mask.wrote));
+                } else {
+                    match cgroups.set_cpus(&name, &wanted) {
+                        Ok(()) => mask.wrote = wanted,
+                        Err(error) => answer = Some(error.to_string()),
+                    }
                 }
             }
             if !target.unrestricted {

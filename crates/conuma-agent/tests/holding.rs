@@ -126,6 +126,18 @@ fn exclusive_cpus_are_refused_and_the_others_move() {
 }
 
 #[test]
+fn a_partition_that_is_not_valid_is_not_made_so() {
+    let mut run = run(guest(NEW));
+    run.guest.add_cgroup("batch");
+    run.guest.make_invalid_partition("batch", "6");
+    let outcome = run.apply("0-3");
+    assert_eq!((outcome.held, outcome.quiesced), (set("0-3"), set("4-5,7")));
+    let RefusalReason::Cgroup { cgroup, error } = &outcome.refused[0].reason else { panic!("{:?}", outcome.refused) };
+    assert!(cgroup == "batch" && error.contains("exclusively"), "{error}");
+    assert_eq!((run.guest.cpuset("batch"), run.guest.mask(200)), ("6".into(), "0-3".into()));
+}
+
+#[test]
 fn what_an_administrator_set_is_cut_and_restored() {
     let mut run = run(guest(NEW));
     run.guest.administer("system.slice", "2-5");

@@ -110,9 +110,9 @@ pub enum Refusal {
     /// Giver and recipient are the same.
     #[error("{0} cannot lend to itself")]
     SameVm(VmName),
-    /// The request moves nothing.
-    #[error("nothing would move: it is so already")]
-    NothingToMove,
+    /// The request to lend names nothing.
+    #[error("nothing to lend: name cores or memory")]
+    NothingToLend,
     /// CPUs that are not whole cores of this host.
     #[error("CPUs {split} are not whole cores of this host; whole cores move, with all SMT siblings")]
     NotWholeCores {
@@ -157,7 +157,7 @@ pub enum Refusal {
         held_by: Vec<(Holder, Resources)>,
     },
     /// The giver would fall below its guarantee.
-    #[error("{vm} would fall {short} below its guarantee; --below-guarantee allows it")]
+    #[error("{vm} would be {short} short of its guarantee; --below-guarantee allows it")]
     BelowGuarantee {
         /// The giver.
         vm: VmName,

@@ -29,7 +29,7 @@ pub(crate) struct Books<'a> {
     pub(crate) held: BTreeMap<Holder, Resources>,
 }
 
-/// The plan for a request, checked.
+/// The plan for a request, checked. One without moves means that all is as asked for already.
 pub(crate) fn plan(books: &Books, request: &Request) -> Result<TransferPlan, Refusal> {
     let mut draft = Draft { books, plan: TransferPlan::default() };
     let mut excused = BTreeSet::new();
@@ -41,6 +41,9 @@ pub(crate) fn plan(books: &Books, request: &Request) -> Result<TransferPlan, Ref
                 return Err(Refusal::SameVm(from.clone()));
             }
             draft.give(&Holder::Vm(from.clone()), &Holder::Vm(to.clone()), what)?;
+            if draft.plan.moves.is_empty() {
+                return Err(Refusal::NothingToLend);
+            }
             excused.extend(below_guarantee.then(|| from.clone()));
         }
         Request::Recall { to } => {
@@ -92,11 +95,7 @@ impl Books<'_> {
         }
     }
 
-    fn finish(&self, mut plan: TransferPlan, excused: &BTreeSet<VmName>) -> Result<TransferPlan, Refusal> {
-        plan.moves.retain(|step| !step.what.is_empty());
-        if plan.moves.is_empty() {
-            return Err(Refusal::NothingToMove);
-        }
+    fn finish(&self, plan: TransferPlan, excused: &BTreeSet<VmName>) -> Result<TransferPlan, Refusal> {
         check_plan(self.host, &self.specs, &self.held, &plan, excused)?;
         let holders =
             plan.moves.iter().filter(|step| !step.what.memory.is_empty()).flat_map(|step| [&step.from, &step.to]);
@@ -161,10 +160,12 @@ impl Draft<'_> {
     }
 
     fn push(&mut self, from: &Holder, to: &Holder, what: Resources) {
-        let mut step = |what| self.plan.moves.push(Move { from: from.clone(), to: to.clone(), what });
-        if !what.cpus.is_empty() {
-            step(Resources::cores(what.cpus));
-        }
+        let mut step = |what: Resources| {
+            if !what.is_empty() {
+                self.plan.moves.push(Move { from: from.clone(), to: to.clone(), what });
+            }
+        };
+        step(Resources::cores(what.cpus));
         for (node, bytes) in what.memory {
             step(Resources::memory(node, bytes));
         }

@@ -21,7 +21,7 @@ pub const GUEST_KERNELS: [&str; 2] = ["guest-6.12", "guest-6.1"];
 pub const PROGRAMS: [&str; 4] = ["conumad", "conuma", "conuma-agent", "conuma-lab-init"];
 
 const HOST_MODULES: [&str; 3] = ["kvm_amd", "vhost_vsock", "virtio_net"];
-const GUEST_MODULES: [&str; 3] = ["virtio_mem", "vmw_vsock_virtio_transport", "virtio_console"];
+const GUEST_MODULES: [&str; 4] = ["virtio_pci", "virtio_mem", "vmw_vsock_virtio_transport", "virtio_console"];
 
 /// Firmware and option ROMs that QEMU loads for the guests that the daemon starts.
 const FIRMWARE: [&str; 4] = ["bios-256k.bin", "kvmvapic.bin", "linuxboot_dma.bin", "pvh.bin"];

@@ -27,11 +27,12 @@ pub(crate) const GUESTS: [GuestSpec; 2] = [
     GuestSpec { name: "b", kernel: "guest-6.12", guarantee: "cpus = \"0-1\"", cpus: "0-1", memory: &[] },
 ];
 
-const TRIALS: [Trial<Stage>; 10] = [
+const TRIALS: [Trial<Stage>; 11] = [
     Trial { name: "the_host_reads_back", body: |stage| shapes::reads_back(&stage.lab) },
     Trial { name: "a_device_is_at_home_on_its_node", body: device_home },
     Trial { name: "guests_replicate_the_host", body: replicas },
     Trial { name: "vcpus_are_bound_one_to_one_and_gated", body: bound_and_gated },
+    Trial { name: "the_agent_is_small_and_quiet", body: small_agent },
     Trial { name: "cores_and_memory_move_and_come_back", body: lend_and_recall },
     Trial { name: "tasks_get_their_own_affinity_back", body: affinity_comes_back },
     Trial { name: "an_exclusive_cpuset_is_refused_with_its_reason", body: exclusive_cpuset },
@@ -104,11 +105,59 @@ fn bound_and_gated(stage: &Stage) -> Verdict {
     Ok(())
 }
 
+/// The agent's program, its memory, and what it runs while the daemon asks for its reports and nothing else happens. What
+/// it runs is told as if on this machine itself: the guest's time is divided by how much slower system calls are there.
+fn small_agent(stage: &Stage) -> Verdict {
+    let size: u64 = stage.lab.guest("b", "wc -c < /bin/conuma-agent")?.trim().parse()?;
+    ensure!(size <= 3 << 20, "the program has {size} bytes");
+    let resident = stage.lab.guest("b", "grep VmRSS /proc/$(pidof conuma-agent)/status | tr -dc 0-9")?;
+    ensure!(resident.trim().parse::<u64>()? <= 6 << 10, "{resident} KiB are resident");
+    let slower = seconds_per_call(|script| stage.lab.guest("b", script), 50_000)?
+        / seconds_per_call(shell_here, 1_000_000)?;
+    let look = "cat /proc/uptime /proc/$(pidof conuma-agent)/schedstat | cut -d' ' -f1";
+    let at = || numbers::<2>(&stage.lab.guest("b", look)?);
+    let [begun, before] = at()?;
+    let [now, after] = stage.lab.until("half a minute of the guest's", Duration::from_secs(120), |_| {
+        let seen = at()?;
+        Ok(if seen[0] - begun >= 30.0 { Look::Done(seen) } else { Look::NotYet(format!("{seen:?}")) })
+    })?;
+    let share = (after - before) / 1e9 / (now - begun);
+    ensure!(share / slower < 0.002, "the agent ran for {share:.5} of the time, {slower:.0} times slower than here");
+    Ok(())
+}
+
+/// How long a small system call takes where `shell` runs its scripts.
+fn seconds_per_call(shell: impl Fn(&str) -> Result<String>, bytes: u32) -> Result<f64> {
+    let clock = "cut -d' ' -f1 /proc/uptime";
+    let [began, ended] = numbers(&shell(&format!(
+        "{clock}; busybox dd if=/dev/zero of=/dev/null bs=1 count={bytes} 2>/dev/null; {clock}"
+    ))?)?;
+    Ok((ended - began).max(0.01) / f64::from(2 * bytes))
+}
+
+fn shell_here(script: &str) -> Result<String> {
+    Ok(String::from_utf8(std::process::Command::new("sh").args(["-c", script]).output()?.stdout)?)
+}
+
+fn numbers<const N: usize>(text: &str) -> Result<[f64; N]> {
+    let found: Vec<f64> = text.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+    found.try_into().map_err(|_| anyhow::anyhow!("{N} numbers expected: {text}"))
+}
+
+/// Whatever an earlier trial has left lent comes back, so that each begins the same way.
+fn as_at_first(stage: &Stage) -> Verdict {
+    stage.transfer(&["conuma", "recall", "--to", "a"])?;
+    let detail = stage.until_agent("a")?;
+    ensure!(detail.summary.holding.cpus == cpus("2-7"), "a holds {:?} after an earlier trial", detail.summary.holding);
+    Ok(())
+}
+
 /// CPUs 4-7 and 256 MiB of node 1 go from `a` to `b` and back, under load and under the eyes of the witness.
 fn lend_and_recall(stage: &Stage) -> Verdict {
+    as_at_first(stage)?;
     let amount = Bytes::mib(256);
     let before = [stage.guest_memory("a", 1)?, stage.guest_memory("b", 1)?];
-    stage.lab.guest("a", "for i in 1 2 3 4 5 6; do setsid sh -c 'while :; do :; done' & done; sleep 1")?;
+    stage.start_load("a", &[4, 6])?;
     let witness = stage.witness(&["a", "b"])?;
 
     let argv = ["conuma", "lend", "--from", "a", "--to", "b", "--cpus", "4-7", "--memory", "node1=256M"];
@@ -130,7 +179,7 @@ fn lend_and_recall(stage: &Stage) -> Verdict {
     ensure!(after == before, "node 1 had {before:?} before and has {after:?} after");
 
     let findings = witness.findings()?;
-    stage.lab.guest("a", "pkill -f 'while :' || true")?;
+    stage.stop_load("a")?;
     ensure!(findings.violation_count == 0, "{findings:#?}");
     ensure!(findings.samples >= 10 && findings.memory_samples >= 10, "the witness saw too little: {findings:#?}");
     let seen = &findings.holdings_seen["b"];
@@ -179,8 +228,9 @@ fn guest_and_host_agree(stage: &Stage) -> Result<()> {
 
 /// A task that bound itself to CPU 5 loses it with the CPU, and has it again when the CPU comes back.
 fn affinity_comes_back(stage: &Stage) -> Verdict {
+    as_at_first(stage)?;
     let own = "grep Cpus_allowed_list /proc/$(cat /run/bound)/status | cut -f2";
-    stage.lab.guest("a", "setsid taskset -c 5 sleep 100000 & echo $! > /run/bound")?;
+    stage.lab.guest("a", "setsid taskset -c 5 sleep 100000 >/dev/null 2>&1 & echo $! > /run/bound")?;
     let bound = stage.lab.guest("a", own)?;
     ensure!(bound.trim() == "5", "the task is bound to {bound}");
     let (code, _) = stage.transfer(&["conuma", "lend", "--from", "a", "--to", "b", "--cpus", "4-5"])?;
@@ -196,17 +246,20 @@ fn affinity_comes_back(stage: &Stage) -> Verdict {
 
 /// A cgroup in `a` owns CPU 6: it stays, with the reason; CPU 7 goes.
 fn exclusive_cpuset(stage: &Stage) -> Verdict {
-    stage.lab.guest(
+    as_at_first(stage)?;
+    // A partition is valid only if no sibling names its CPUs.
+    let state = stage.lab.guest(
         "a",
-        "cd /sys/fs/cgroup; mkdir owner; echo 6 > owner/cpuset.cpus; echo root > owner/cpuset.cpus.partition; \
-         cat owner/cpuset.cpus.partition",
+        "cd /sys/fs/cgroup; mkdir owner; echo 2-5,7 > conuma.rest/cpuset.cpus; echo 6 > owner/cpuset.cpus; \
+         echo root > owner/cpuset.cpus.partition; cat owner/cpuset.cpus.partition",
     )?;
+    ensure!(state.trim() == "root", "the kernel says {state}");
     let (code, transfer) = stage.transfer(&["conuma", "lend", "--from", "a", "--to", "b", "--cpus", "6-7"])?;
     ensure!(code == 3 && transfer.state == TransferState::Partial, "exit code {code}: {transfer:#?}");
     let said: Vec<_> = transfer.legs.iter().flat_map(|leg| &leg.shortfalls).map(|short| &short.message).collect();
     ensure!(said.iter().any(|message| message.contains("owner")), "the reason does not name the cgroup: {said:?}");
     ensure!(stage.guest_cpus("b")? == cpus("0-1,7"), "b may use {}", stage.guest_cpus("b")?);
-    stage.lab.guest("a", "cd /sys/fs/cgroup; echo member > owner/cpuset.cpus.partition; rmdir owner")?;
+    stage.lab.guest("a", "cd /sys/fs/cgroup; rmdir owner; echo 2-7 > conuma.rest/cpuset.cpus")?;
     let (code, transfer) = stage.transfer(&["conuma", "recall", "--to", "a"])?;
     ensure!(code == 0, "{transfer:#?}");
     Ok(())
@@ -214,6 +267,7 @@ fn exclusive_cpuset(stage: &Stage) -> Verdict {
 
 /// The agent of `a` is stopped: its CPU is taken all the same, by the gate; when it runs again it learns its holding.
 fn silent_agent(stage: &Stage) -> Verdict {
+    as_at_first(stage)?;
     let witness = stage.witness(&["a", "b"])?;
     stage.lab.guest("a", "kill -STOP $(pidof conuma-agent)")?;
     let (code, transfer) = stage.transfer(&["conuma", "lend", "--from", "a", "--to", "b", "--cpus", "6"])?;
@@ -234,6 +288,7 @@ fn silent_agent(stage: &Stage) -> Verdict {
 
 /// The daemon is killed while `b` has borrowed cores: the guests run on, a new daemon knows all, and the loan comes back.
 fn killed_daemon(stage: &Stage) -> Verdict {
+    as_at_first(stage)?;
     stage.transfer(&["conuma", "lend", "--from", "a", "--to", "b", "--cpus", "4-5"])?;
     let before = [stage.show("a")?.summary.holding, stage.show("b")?.summary.holding];
     let pids = stage.lab.sh("pidof qemu-system-x86_64")?;

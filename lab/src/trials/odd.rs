@@ -46,7 +46,7 @@ pub(super) fn run(kit: &Kit, report: &mut Report) -> Result<()> {
 /// affinity survives that on a kernel that does not keep it by itself.
 fn lend(stage: &Stage) -> Verdict {
     let own = "grep Cpus_allowed_list /proc/$(cat /run/bound)/status | cut -f2";
-    stage.lab.guest("a", "setsid taskset -c 5 sleep 100000 & echo $! > /run/bound")?;
+    stage.lab.guest("a", "setsid taskset -c 5 sleep 100000 >/dev/null 2>&1 & echo $! > /run/bound")?;
     let before = [stage.guest_memory("a", 2)?, stage.guest_memory("b", 2)?];
     let witness = stage.witness(&["a", "b"])?;
     let argv = ["conuma", "lend", "--from", "a", "--to", "b", "--cpus", "4-5", "--memory", "node2=128M"];

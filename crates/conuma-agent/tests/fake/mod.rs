@@ -45,6 +45,8 @@ struct Task {
 struct Cgroup {
     cpus: GuestCpuSet,
     partition: bool,
+    /// It should be a partition, but is not valid; the next change of its CPUs makes it one.
+    aspires: bool,
 }
 
 #[derive(Debug, Default)]
@@ -199,6 +201,14 @@ impl FakeGuest {
         });
     }
 
+    /// A partition that the kernel finds invalid for now.
+    pub fn make_invalid_partition(&self, cgroup: &str, cpus: &str) {
+        self.change(|inner| {
+            inner.set_cpuset(cgroup, set(cpus));
+            inner.cgroups.get_mut(cgroup).unwrap().aspires = true;
+        });
+    }
+
     /// A task changes its own affinity.
     pub fn wish(&self, pid: u32, cpus: &str) {
         self.set_affinity(Tid(pid), &set(cpus)).unwrap();
@@ -297,8 +307,11 @@ impl Inner {
     }
 
     fn set_cpuset(&mut self, cgroup: &str, cpus: GuestCpuSet) {
-        self.cgroups.get_mut(cgroup).unwrap().cpus = cpus;
-        self.settle_tasks(cgroup);
+        let changed = self.cgroups.get_mut(cgroup).unwrap();
+        changed.cpus = cpus;
+        changed.partition |= changed.aspires;
+        let of_all = changed.partition;
+        self.settle_tasks(if of_all { "" } else { cgroup });
     }
 
     /// What the kernel does to tasks in and below a cgroup whose cpuset has changed.
@@ -340,7 +353,11 @@ impl Inner {
             if enabled {
                 file(format!("{CG}/{path}/cpuset.cpus"), format!("{}\n", cgroup.cpus));
                 file(format!("{CG}/{path}/cpuset.cpus.effective"), format!("{}\n", self.effective(path)));
-                let partition = if cgroup.partition { "root" } else { "member" };
+                let partition = match (cgroup.partition, cgroup.aspires) {
+                    (true, _) => "root",
+                    (false, true) => "root invalid (Cpu list in cpuset.cpus not exclusive)",
+                    (false, false) => "member",
+                };
                 file(format!("{CG}/{path}/cpuset.cpus.partition"), format!("{partition}\n"));
             }
         }

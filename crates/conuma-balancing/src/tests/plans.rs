@@ -59,7 +59,7 @@ fn a_holding_is_set_from_and_to_the_pool() {
 fn refusals_say_what_is_missing_and_who_has_it() {
     check(lend("a", "x", of_cores(1)), &["there is no VM x; see `conuma list`"]);
     check(lend("a", "a", of_cores(1)), &["a cannot lend to itself"]);
-    check(lend("a", "b", Demand::default()), &["nothing would move: it is so already"]);
+    check(lend("a", "b", Demand::default()), &["nothing to lend: name cores or memory"]);
     check(
         lend("a", "b", of_cpus("4")),
         &["CPUs 4 are not whole cores of this host; whole cores move, with all SMT siblings"],
@@ -85,10 +85,10 @@ fn a_guarantee_is_kept_unless_the_owner_agrees() {
     a.guarantee = Demand { cores: Some(CoreDemand::Count(2)), memory: Some(MemoryDemand::Total(units(3))) };
     let mut world = World::with(host.clone(), vec![a, spec(&host, "b", "3", 1)]);
     let refusal = |what| world.engine.preview(&lend("a", "b", what)).unwrap_err().to_string();
-    assert_eq!(refusal(of_cores(2)), "a would fall 1 core below its guarantee; --below-guarantee allows it");
+    assert_eq!(refusal(of_cores(2)), "a would be 1 core short of its guarantee; --below-guarantee allows it");
     assert_eq!(
         refusal(of_memory(0, 2)),
-        "a would fall 128M of memory below its guarantee; --below-guarantee allows it"
+        "a would be 128M of memory short of its guarantee; --below-guarantee allows it"
     );
     assert_eq!(refusal(of_cores(3)), "a must keep at least one core");
     let agreed = Request::Lend { from: name("a"), to: name("b"), what: of_cores(2), below_guarantee: true };

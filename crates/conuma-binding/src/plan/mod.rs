@@ -1,5 +1,6 @@
 //! The binding plan: all that starting a VM needs, decided.
 
+mod boot;
 mod table;
 
 use std::collections::BTreeMap;
@@ -188,7 +189,7 @@ impl BindingPlan {
             bridges: bridges(spec, machine, &replica, &mut notes)?,
             emulator_cpus: emulator_cpus(spec, machine, reserve),
             cid: spec.cid.or(options.cid),
-            boot: spec.boot.source.clone(),
+            boot: boot::source(spec, &mut notes),
             qemu_args: spec.qemu_args.clone(),
             files: Files::in_dir(&options.dir),
             replica,

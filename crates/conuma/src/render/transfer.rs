@@ -193,6 +193,7 @@ fn legs(legs: &[Leg], style: Style) -> String {
 fn verdict(transfer: &Transfer, style: Style) -> String {
     let number = format!("transfer {}", transfer.id);
     match transfer.state {
+        TransferState::Complete if transfer.legs.is_empty() => format!("{number}: {}", style.good("it is so already")),
         TransferState::Complete => format!("{number}: {}", style.good("all of it moved")),
         TransferState::Partial => format!("{number}: {}", style.warn("a part moved")),
         TransferState::Nothing => format!("{number}: {}", style.bad("nothing moved")),

@@ -4,7 +4,6 @@
 //! move meanwhile must not wait for it. The agent does what changes its holding in the order of arrival.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use conuma_agent_proto::{AgentError, HoldingOutcome, Reply, RequestBody};
 use conuma_balancing::{Action, ActionKind, Failure, Outcome, RefusedCpus};
@@ -46,6 +45,7 @@ impl Tools {
     }
 
     async fn await_agent(&self, action: Action, asked: Result<Asked, Failure>) {
+        let _excused = matches!(action.kind, ActionKind::PrepareMemory { .. }).then(|| self.excuses.preparing());
         let answer = async {
             match asked?.answer().await {
                 Ok(reply) => Ok(self.agent_outcome(reply)),
@@ -78,7 +78,7 @@ impl Tools {
     fn agent_outcome(&self, reply: Reply) -> Outcome {
         match reply {
             Reply::Holding(HoldingOutcome { refused, .. }) => {
-                self.told.store(true, Ordering::Relaxed);
+                self.excuses.told(true);
                 let refused = refused.into_iter().map(|refusal| RefusedCpus {
                     cpus: self.plan.replica.host_cpus(&refusal.cpus),
                     why: refusal.reason.to_string(),

@@ -33,7 +33,7 @@ impl Brake {
         self.grip
     }
 
-    /// The guest boots and cannot know what it holds: the idle class alone, whatever it runs.
+    /// The guest is not to be blamed: the idle class alone, whatever it runs.
     pub(super) fn release(&mut self) -> Grip {
         *self = Self::closed(Grip::SOFT);
         self.grip

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use conuma_api::EventKind;
@@ -42,7 +41,7 @@ pub(super) async fn run(tools: Arc<Tools>, mut actions: mpsc::Receiver<Action>) 
                 None => return,
             },
             _ = looks.tick() => lane.look().await,
-            Ok(VmEvent::Reset) = events.recv() => lane.tools.told.store(false, Ordering::Relaxed),
+            Ok(VmEvent::Reset) = events.recv() => lane.tools.excuses.told(false),
         }
     }
 }
@@ -157,10 +156,7 @@ impl GateLane {
     async fn adjust(&mut self, vcpu: VcpuId, ran: Duration, window: Duration) -> Result<(), HypervisorError> {
         let Some(brake) = self.brakes.get_mut(&vcpu) else { return Ok(()) };
         let was = brake.grip();
-        let grip = match self.tools.told.load(Ordering::Relaxed) {
-            true => brake.seen(ran, window),
-            false => brake.release(),
-        };
+        let grip = if self.tools.excuses.hold() { brake.release() } else { brake.seen(ran, window) };
         if grip == was {
             return Ok(());
         }

@@ -19,13 +19,16 @@ pub(super) async fn run(tools: Arc<Tools>, mut actions: mpsc::Receiver<Action>) 
 
 impl Tools {
     async fn turn_memory(&self, action: &Action) -> Outcome {
-        let answer = match &action.kind {
-            ActionKind::SetRequestedSize { node, bytes } => self.vm.set_requested(*node, *bytes).await,
-            ActionKind::PollSize { node } => self.vm.memory(*node).await,
+        let (node, answer) = match &action.kind {
+            ActionKind::SetRequestedSize { node, bytes } => (*node, self.vm.set_requested(*node, *bytes).await),
+            ActionKind::PollSize { node } => (*node, self.vm.memory(*node).await),
             other => return Outcome::Failed(Failure::Refused(format!("{other:?} is not for a hypervisor"))),
         };
         match answer {
-            Ok(state) => Outcome::Memory(plugged(state)),
+            Ok(state) => {
+                self.excuses.moving(node, state.requested != state.size);
+                Outcome::Memory(plugged(state))
+            }
             Err(error) => Outcome::Failed(failure(&error)),
         }
     }

@@ -4,12 +4,12 @@
 
 mod agent;
 mod brake;
+mod excuse;
 mod gate;
 mod memory;
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -25,6 +25,7 @@ use crate::bus::Bus;
 use crate::clock::Clock;
 use crate::core::CoreHandle;
 
+pub use excuse::Excuses;
 pub(crate) use memory::plugged;
 
 /// Actions that wait in a lane; the engine has one or two under way per knob.
@@ -46,9 +47,8 @@ pub struct Tools {
     pub link: AgentLink,
     /// What each node of the guest has without plugged memory.
     pub baseline: Arc<Baseline>,
-    /// Whether the guest, since it booted, was told by its agent what it holds. Before that it cannot know
-    /// better than to use every CPU, so nothing that it does there is held against it.
-    pub told: AtomicBool,
+    /// Why the guest may run where it should not.
+    pub excuses: Excuses,
     /// Engine time.
     pub clock: Clock,
     /// Who is told what came of actions.

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -23,7 +22,7 @@ use tokio::time::{Instant, sleep};
 use super::files::VmFiles;
 use super::spec::engine_spec;
 use super::{Entry, Phase, Room, Running, observe};
-use crate::actuator::{Actuator, Baseline, Tools, chain};
+use crate::actuator::{Actuator, Baseline, Excuses, Tools, chain};
 use crate::agent::AgentLink;
 use crate::config::Settings;
 use crate::wire::{refusal, resources};
@@ -87,26 +86,8 @@ impl Room {
 
     /// Books what the VM gets, and keeps what it is started from.
     async fn admit(&self, file: &str) -> Result<(Arc<Entry>, Resources), Problem> {
-        let Planned { spec, plan } = self.plan(file)?;
-        let name = spec.name.clone();
-        let entry = Entry::new(spec, plan, Phase::Starting);
-        {
-            // From here on nobody else gets this name, or this context id.
-            let mut entries = self.entries();
-            if entries.contains_key(&name) {
-                return Err(Problem::new(Code::Exists, format!("VM {name} exists already"))
-                    .with_hint(format!("`conuma show {name}` shows it, `conuma stop {name}` ends it")));
-            }
-            let taken = |other: &Arc<Entry>| entry.plan.cid.is_some() && other.plan.cid == entry.plan.cid;
-            if let Some(other) = entries.values().find(|other| taken(other)) {
-                return Err(Problem::new(
-                    Code::Refused,
-                    format!("VM {} has the vsock context id that {name} asks for", other.plan.name),
-                )
-                .with_hint("leave `cid` out of the VM file: the daemon finds one"));
-            }
-            entries.insert(name.clone(), entry.clone());
-        }
+        let entry = self.claim(file)?;
+        let name = entry.plan.name.clone();
         let admitted = self.core.admit(engine_spec(&entry.spec, &entry.plan)).await;
         let admitted = admitted.map_err(stopping).and_then(|admitted| admitted.map_err(|why| refusal(&why)));
         let kept = admitted.and_then(|held| {
@@ -126,6 +107,35 @@ impl Room {
             Err(problem) => {
                 self.entries().remove(&name);
                 Err(problem)
+            }
+        }
+    }
+
+    /// Plans the VM of this file and takes its name and its context id: from then on nobody else gets them.
+    fn claim(&self, file: &str) -> Result<Arc<Entry>, Problem> {
+        loop {
+            let Planned { spec, plan } = self.plan(file)?;
+            let name = &plan.name;
+            let mut entries = self.entries();
+            if entries.contains_key(name) {
+                return Err(Problem::new(Code::Exists, format!("VM {name} exists already"))
+                    .with_hint(format!("`conuma show {name}` shows it, `conuma stop {name}` ends it")));
+            }
+            match entries.values().find(|other| plan.cid.is_some() && other.plan.cid == plan.cid) {
+                None => {
+                    let entry = Entry::new(spec, plan.clone(), Phase::Starting);
+                    entries.insert(name.clone(), entry.clone());
+                    return Ok(entry);
+                }
+                Some(other) if spec.cid.is_some() => {
+                    return Err(Problem::new(
+                        Code::Refused,
+                        format!("VM {} has the vsock context id that {name} asks for", other.plan.name),
+                    )
+                    .with_hint("leave `cid` out of the VM file: the daemon finds one"));
+                }
+                // Another VM that was planned at the same time was faster: there are more ids.
+                Some(_) => {}
             }
         }
     }
@@ -211,7 +221,7 @@ impl Room {
             plan: plan.clone(),
             link,
             baseline,
-            told: AtomicBool::new(false),
+            excuses: Excuses::default(),
             clock: self.clock,
             core: self.core.clone(),
             bus: self.bus.clone(),

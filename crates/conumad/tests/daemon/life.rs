@@ -1,5 +1,6 @@
 //! VMs begin and end.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use conuma_api::{AgentState, Code, EventKind, GateState, Holder, StopQuery, VmState};
@@ -125,4 +126,19 @@ async fn a_stuck_qemu_keeps_what_it_holds() {
     assert!(!report.unseen.is_empty(), "what cannot be looked at is said");
     host.fake("a").set_faults(Faults { delay: Duration::from_millis(1), ..Faults::default() });
     host.check().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vms_started_at_the_same_time_get_addresses_of_their_own() {
+    let host = Host::boot().await;
+    let files = [("a", "0-1"), ("b", "2-3"), ("c", "4-5")].map(|(vm, cpus)| vm_file(vm, cpus));
+    let starts = files.map(|file| {
+        let client = host.client.clone();
+        tokio::spawn(async move { client.start(&file, true).await })
+    });
+    let mut cids = BTreeSet::new();
+    for start in starts {
+        cids.extend(start.await.unwrap().unwrap().process.unwrap().cid);
+    }
+    assert_eq!(cids.len(), 3, "{cids:?}");
 }

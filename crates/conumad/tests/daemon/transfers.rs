@@ -71,6 +71,9 @@ async fn set_takes_from_the_pool_and_gives_to_it() {
     assert_eq!(host.transfer(set("b", cpus("6-7"))).await.state, TransferState::Complete);
     assert!(b.uses("6-7"));
     assert_eq!(host.held(&Holder::Pool).await.cpus.to_string(), "4-5");
+    // Asked for what is so already: done, and nothing moved.
+    let again = host.transfer(set("b", cpus("6-7"))).await;
+    assert_eq!((again.state, again.legs.len()), (TransferState::Complete, 0));
     host.check().await;
 }
 
