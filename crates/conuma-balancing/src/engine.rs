@@ -53,7 +53,8 @@ pub struct Engine {
     now: Duration,
 }
 
-/// All that the engine knows; what the journal keeps.
+/// All that the engine knows; what the journal keeps. Transfers that ended are written beside it
+/// ([`Engine::history`], [`State::with_history`]): they are much, and change only when one ends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     pub(crate) host: Host,
@@ -61,6 +62,7 @@ pub struct State {
     pub(crate) loans: Loans,
     pub(crate) vms: BTreeMap<VmName, Vm>,
     pub(crate) transfers: BTreeMap<TransferId, Transfer>,
+    #[serde(skip)]
     pub(crate) ended: VecDeque<Report>,
     pub(crate) pending: BTreeMap<ActionId, Pending>,
     pub(crate) next_action: u64,
@@ -94,6 +96,12 @@ impl State {
             next_action: 1,
             next_transfer: 1,
         }
+    }
+
+    /// With the transfers that ended, oldest first.
+    #[must_use]
+    pub fn with_history(self, ended: VecDeque<Report>) -> Self {
+        Self { ended, ..self }
     }
 }
 
@@ -220,6 +228,11 @@ impl Engine {
     /// What the journal keeps.
     pub fn state(&self) -> &State {
         &self.state
+    }
+
+    /// The last transfers that ended, oldest first.
+    pub fn history(&self) -> &VecDeque<Report> {
+        &self.state.ended
     }
 
     /// The host.

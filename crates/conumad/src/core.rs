@@ -59,7 +59,8 @@ pub struct CoreThread(std::thread::JoinHandle<()>);
 /// Starts the core's thread.
 pub fn start(engine: Engine, journal: Journal, clock: Clock, bus: Bus) -> std::io::Result<(CoreHandle, CoreThread)> {
     let (sender, inbox) = channel();
-    let core = Core { engine, journal, clock, bus, actuators: BTreeMap::new(), journal_failed: false };
+    let actuators = BTreeMap::new();
+    let core = Core { engine, journal, clock, bus, actuators, journal_failed: false, written_history: None };
     let thread = std::thread::Builder::new().name("core".into()).spawn(move || core.run(&inbox))?;
     Ok((CoreHandle { sender }, CoreThread(thread)))
 }
@@ -137,6 +138,8 @@ struct Core {
     bus: Bus,
     actuators: BTreeMap<VmName, Actuator>,
     journal_failed: bool,
+    /// The newest of the ended transfers that are in the journal.
+    written_history: Option<TransferId>,
 }
 
 impl Core {
@@ -214,7 +217,13 @@ impl Core {
     /// half-way through a transfer costs more. So the daemon goes on and says so.
     fn write_journal(&mut self) {
         let state: &State = self.engine.state();
-        match self.journal.write(state) {
+        let newest = self.engine.history().back().map(|report| report.id);
+        let history = (newest != self.written_history).then(|| self.engine.history());
+        let written = self.journal.write(state, history);
+        if written.is_ok() {
+            self.written_history = newest;
+        }
+        match written {
             Ok(()) if self.journal_failed => {
                 self.journal_failed = false;
                 tracing::info!("the journal can be written again");

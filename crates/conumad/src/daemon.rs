@@ -60,7 +60,8 @@ impl Daemon {
         let lock = lock(&settings)?;
         let Surroundings { machine, boot_id, hypervisor } = surroundings;
         let clock = Clock::start();
-        let (journal, state) = Journal::open::<State>(&settings.journal(), &boot_id)?;
+        let (journal, kept) = Journal::open::<State, _>(&settings.journal(), &boot_id)?;
+        let state = kept.map(|(state, history)| state.with_history(history));
         let mut found = find(hypervisor.as_ref(), &settings).await?;
         let host = Host::new(&machine, &settings.reserve.cpus, settings.reserve.memory_per_node);
         let known = found.iter().map(|(name, found)| (name.clone(), found.engine.clone())).collect();

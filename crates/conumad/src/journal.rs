@@ -19,6 +19,7 @@ use serde::de::DeserializeOwned;
 
 const RECORDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("records");
 const STATE: &str = "state";
+const HISTORY: &str = "history";
 const BOOT: &str = "boot";
 
 /// An open journal.
@@ -29,38 +30,53 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Opens the journal at `path`, made if it is not there, and gives the state that is in it, if one
-    /// is there of this boot that can be read. Only fails if no journal can be written at all.
-    pub fn open<S: DeserializeOwned>(path: &Path, boot_id: &str) -> anyhow::Result<(Self, Option<S>)> {
+    /// Opens the journal at `path`, made if it is not there, and gives the state and the history that are in it, if
+    /// they are there of this boot and can be read. Only fails if no journal can be written at all.
+    pub fn open<S, H>(path: &Path, boot_id: &str) -> anyhow::Result<(Self, Option<(S, H)>)>
+    where
+        S: DeserializeOwned,
+        H: DeserializeOwned + Default,
+    {
         match load(path, boot_id) {
-            Ok((database, state)) => Ok((Self { database, last: Vec::new() }, state)),
+            Ok((database, kept)) => Ok((Self { database, last: Vec::new() }, kept)),
             Err(error) => {
                 let aside = set_aside(path)?;
                 tracing::warn!(
                     journal = %path.display(), moved_to = %aside.display(), "the journal is not used: {error:#}; \
                      loans and transfers under way are forgotten, holdings are read from the host"
                 );
-                let (database, _) = load::<S>(path, boot_id)?;
+                let (database, _) = load::<S, H>(path, boot_id)?;
                 Ok((Self { database, last: Vec::new() }, None))
             }
         }
     }
 
-    /// Writes `state`, unless it is what was written last.
-    pub fn write<S: Serialize>(&mut self, state: &S) -> anyhow::Result<()> {
+    /// Writes `state`, unless it is what was written last, and `history` with it where there is a new one.
+    pub fn write<S: Serialize, H: Serialize>(&mut self, state: &S, history: Option<&H>) -> anyhow::Result<()> {
         let bytes = serde_json::to_vec(state).context("the state cannot be written as JSON")?;
-        if bytes == self.last {
+        if bytes == self.last && history.is_none() {
             return Ok(());
         }
         let transaction = self.database.begin_write()?;
-        transaction.open_table(RECORDS)?.insert(STATE, bytes.as_slice())?;
+        {
+            let mut records = transaction.open_table(RECORDS)?;
+            records.insert(STATE, bytes.as_slice())?;
+            if let Some(history) = history {
+                let bytes = serde_json::to_vec(history).context("the history cannot be written as JSON")?;
+                records.insert(HISTORY, bytes.as_slice())?;
+            }
+        }
         transaction.commit()?;
         self.last = bytes;
         Ok(())
     }
 }
 
-fn load<S: DeserializeOwned>(path: &Path, boot_id: &str) -> anyhow::Result<(Database, Option<S>)> {
+fn load<S, H>(path: &Path, boot_id: &str) -> anyhow::Result<(Database, Option<(S, H)>)>
+where
+    S: DeserializeOwned,
+    H: DeserializeOwned + Default,
+{
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -70,7 +86,7 @@ fn load<S: DeserializeOwned>(path: &Path, boot_id: &str) -> anyhow::Result<(Data
         .with_context(|| format!("cannot open {}", path.display()))?;
     let database = redb::Builder::new().create_with_backend(Unsynced::new(file)?).context("it cannot be opened")?;
     let transaction = database.begin_write()?;
-    let state = {
+    let kept = {
         let mut records = transaction.open_table(RECORDS)?;
         let boot = records.get(BOOT)?.map(|boot| String::from_utf8_lossy(boot.value()).into_owned());
         match boot {
@@ -78,11 +94,17 @@ fn load<S: DeserializeOwned>(path: &Path, boot_id: &str) -> anyhow::Result<(Data
             Some(_) => {}
             None => drop(records.insert(BOOT, boot_id.as_bytes())?),
         }
-        let state = records.get(STATE)?;
-        state.map(|state| serde_json::from_slice(state.value()).context("its state cannot be read")).transpose()?
+        match (records.get(STATE)?, records.get(HISTORY)?) {
+            (None, _) => None,
+            (Some(state), history) => {
+                let state = serde_json::from_slice(state.value()).context("its state cannot be read")?;
+                let history = history.map(|history| serde_json::from_slice(history.value())).transpose();
+                Some((state, history.context("its history cannot be read")?.unwrap_or_default()))
+            }
+        }
     };
     transaction.commit()?;
-    Ok((database, state))
+    Ok((database, kept))
 }
 
 fn set_aside(path: &Path) -> anyhow::Result<PathBuf> {
@@ -132,9 +154,11 @@ impl StorageBackend for Unsynced {
 mod tests {
     use super::*;
 
-    type State = Vec<u32>;
+    type Numbers = Vec<u32>;
 
-    fn open(path: &Path, boot: &str) -> (Journal, Option<State>) {
+    const NO_NEW: Option<&Numbers> = None;
+
+    fn open(path: &Path, boot: &str) -> (Journal, Option<(Numbers, Numbers)>) {
         Journal::open(path, boot).expect("a journal")
     }
 
@@ -145,10 +169,12 @@ mod tests {
         let (mut journal, state) = open(&path, "boot 1");
         assert_eq!(state, None);
         for state in [vec![1], vec![1, 2], vec![1, 2]] {
-            journal.write(&state).expect("writing");
+            journal.write(&state, NO_NEW).expect("writing");
         }
+        journal.write(&vec![1, 2], Some(&vec![7])).expect("writing");
+        journal.write(&vec![3], NO_NEW).expect("writing");
         drop(journal);
-        assert_eq!(open(&path, "boot 1").1, Some(vec![1, 2]));
+        assert_eq!(open(&path, "boot 1").1, Some((vec![3], vec![7])));
     }
 
     #[test]
@@ -156,11 +182,11 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("journal.redb");
         let (mut journal, _) = open(&path, "boot 1");
-        journal.write(&vec![7_u32]).expect("writing");
+        journal.write(&vec![7_u32], NO_NEW).expect("writing");
         // What a kill leaves is the file as it is now, never closed.
         let copy = dir.path().join("copy.redb");
         std::fs::copy(&path, &copy).expect("copying");
-        assert_eq!(open(&copy, "boot 1").1, Some(vec![7]));
+        assert_eq!(open(&copy, "boot 1").1, Some((vec![7], vec![])));
     }
 
     #[test]
@@ -171,7 +197,7 @@ mod tests {
         let (mut journal, state) = open(&path, "boot 1");
         assert_eq!(state, None);
         assert!(dir.path().join("journal.redb.unused").exists());
-        journal.write(&"of another form").expect("writing");
+        journal.write(&"of another form", NO_NEW).expect("writing");
         drop(journal);
         assert_eq!(open(&path, "boot 1").1, None);
     }
@@ -180,7 +206,7 @@ mod tests {
     fn a_journal_of_another_boot_is_not_believed() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("journal.redb");
-        open(&path, "boot 1").0.write(&vec![1_u32]).expect("writing");
+        open(&path, "boot 1").0.write(&vec![1_u32], NO_NEW).expect("writing");
         assert_eq!(open(&path, "boot 2").1, None);
         assert_eq!(open(&path, "boot 2").1, None);
     }

@@ -112,8 +112,8 @@ fn small_agent(stage: &Stage) -> Verdict {
     ensure!(size <= 3 << 20, "the program has {size} bytes");
     let resident = stage.lab.guest("b", "grep VmRSS /proc/$(pidof conuma-agent)/status | tr -dc 0-9")?;
     ensure!(resident.trim().parse::<u64>()? <= 6 << 10, "{resident} KiB are resident");
-    let slower = seconds_per_call(|script| stage.lab.guest("b", script), 50_000)?
-        / seconds_per_call(shell_here, 1_000_000)?;
+    let slower =
+        seconds_per_call(|script| stage.lab.guest("b", script), 50_000)? / seconds_per_call(shell_here, 1_000_000)?;
     let look = "cat /proc/uptime /proc/$(pidof conuma-agent)/schedstat | cut -d' ' -f1";
     let at = || numbers::<2>(&stage.lab.guest("b", look)?);
     let [begun, before] = at()?;

@@ -2,7 +2,7 @@
 //!
 //! | stage | waits for | if it does not come |
 //! | --- | --- | --- |
-//! | prepare | the donor's agent made room | goes on all the same |
+//! | prepare | the donor's agent made room; not waited for where enough was free when it last reported | goes on all the same |
 //! | shrink | QEMU's `size` is what was asked | settle |
 //! | settle | `requested-size` is back at what the donor kept | all it may still reach stays with the donor |
 //! | *the ledger moves what came out of the donor's account* | | |
@@ -48,10 +48,17 @@ pub(crate) fn begin(leg: &mut Leg, id: TransferId, place: usize, engine: &mut En
         return;
     }
     let (node, bytes) = part(leg);
-    leg.enter(Stage::Prepare, now + engine.timing.prepare, now);
-    if let Some(vm) = vm_of(&leg.from).filter(|_| donor(leg, engine).is_some_and(|vm| vm.agent)) {
+    let agent = donor(leg, engine).is_some_and(|vm| vm.agent);
+    let room = donor(leg, engine).and_then(|vm| vm.free.get(&node)).is_some_and(|free| *free >= bytes);
+    let due = now + engine.timing.prepare;
+    if agent && room {
+        ask_for_shrink(leg, engine, now);
+    } else {
+        leg.enter(Stage::Prepare, due, now);
+    }
+    if let Some(vm) = vm_of(&leg.from).filter(|_| agent) {
         let kind = ActionKind::PrepareMemory { node, bytes };
-        leg.asked = Some(engine.issue(vm, leg.until, kind, Owner::Leg(id, place)));
+        leg.asked = Some(engine.issue(vm, due, kind, Owner::Leg(id, place)));
     } else {
         leg.answer = Some(Outcome::Failed(Failure::Unreachable));
     }
@@ -75,6 +82,11 @@ fn prepare(leg: &mut Leg, engine: &mut Engine, now: Duration) -> Step {
         None => Outcome::Failed(Failure::TimedOut),
         Some(answer) => answer,
     };
+    note_prepared(leg, answer);
+    ask_for_shrink(leg, engine, now)
+}
+
+fn note_prepared(leg: &mut Leg, answer: Outcome) {
     match answer {
         Outcome::Prepared { enough: true } => {}
         Outcome::Failed(failure @ (Failure::TimedOut | Failure::Unreachable)) => {
@@ -82,6 +94,9 @@ fn prepare(leg: &mut Leg, engine: &mut Engine, now: Duration) -> Step {
         }
         _ => leg.remark(Remark::Unprepared),
     }
+}
+
+fn ask_for_shrink(leg: &mut Leg, engine: &mut Engine, now: Duration) -> Step {
     let (node, bytes) = part(leg);
     let plugged = plugged_by_ledger(&leg.from, node, engine);
     if let Some(knob) = knob(&leg.from, node, engine) {
@@ -93,6 +108,9 @@ fn prepare(leg: &mut Leg, engine: &mut Engine, now: Duration) -> Step {
 fn shrink(leg: &mut Leg, id: TransferId, engine: &mut Engine, now: Duration) -> Step {
     let (node, _) = part(leg);
     let recipient_gone = leg.heir != leg.to;
+    if let Some(answer) = leg.answer.take() {
+        note_prepared(leg, answer);
+    }
     let Some(knob) = knob(&leg.from, node, engine) else { return Step::Waits };
     let reached = knob.goal.is_some_and(|goal| knob.bound() <= goal);
     if reached {

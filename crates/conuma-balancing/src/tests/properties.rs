@@ -222,8 +222,10 @@ proptest! {
     #[test]
     fn the_journal_reads_back_as_it_was_written(script in scripts()) {
         let world = run(&script, |_| {});
-        let text = serde_json::to_string(world.engine.state()).unwrap();
-        let read: State = serde_json::from_str(&text).unwrap();
+        let state = serde_json::to_string(world.engine.state()).unwrap();
+        let history = serde_json::to_string(world.engine.history()).unwrap();
+        let read: State = serde_json::from_str(&state).unwrap();
+        let read = read.with_history(serde_json::from_str(&history).unwrap());
         prop_assert_eq!(world.engine.state(), &read);
     }
 }

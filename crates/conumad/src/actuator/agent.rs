@@ -77,7 +77,8 @@ impl Tools {
 
     fn agent_outcome(&self, reply: Reply) -> Outcome {
         match reply {
-            Reply::Holding(HoldingOutcome { refused, .. }) => {
+            Reply::Holding(HoldingOutcome { refused, timings, .. }) => {
+                tracing::debug!(vm = %self.plan.name, ?timings, "the agent applied a holding");
                 self.excuses.told(true);
                 let refused = refused.into_iter().map(|refusal| RefusedCpus {
                     cpus: self.plan.replica.host_cpus(&refusal.cpus),
