@@ -29,11 +29,14 @@ pub fn run(kit: &Kit, rounds: usize) -> Result<()> {
     let mut cores = Pair::default();
     let mut memory = Pair::default();
     for round in 1..=rounds {
-        cores.ours.push(lend(&stage, &["--cpus", "4-7"])?);
+        let (took, core_stages) = lend(&stage, &["--cpus", "4-7"])?;
+        cores.ours.push(took);
         cores.theirs.push(hotplug(&stage, 4, 7)?);
-        memory.ours.push(lend(&stage, &["--memory", "node1=256M"])?);
+        let (took, memory_stages) = lend(&stage, &["--memory", "node1=256M"])?;
+        memory.ours.push(took);
         memory.theirs.push(resize(&stage, 1, 256)?);
         writeln!(out, "round {round} of {rounds}: cores {}, memory {}", cores.last(), memory.last())?;
+        writeln!(out, "  {core_stages}\n  {memory_stages}")?;
         out.flush()?;
     }
     writeln!(out, "\n{:<34}{:>14}{:>18}{:>10}", "", "lend, median", "instead, median", "ratio")?;
@@ -74,14 +77,17 @@ fn median(times: &[Duration]) -> Duration {
     sorted.get(sorted.len() / 2).copied().unwrap_or_default()
 }
 
-/// Lends there and back; the time that the daemon took for the way there.
-fn lend(stage: &Stage, what: &[&str]) -> Result<Duration> {
+/// Lends there and back; the time that the daemon took for the way there, and for each stage of it.
+fn lend(stage: &Stage, what: &[&str]) -> Result<(Duration, String)> {
     let argv = [&["conuma", "lend", "--from", "a", "--to", "b"], what].concat();
     let (code, transfer) = stage.transfer(&argv)?;
     ensure!(code == 0, "{transfer:#?}");
     let (code, back) = stage.transfer(&["conuma", "recall", "--to", "a"])?;
     ensure!(code == 0, "{back:#?}");
-    Ok(Duration::from_micros(transfer.took_us))
+    let stages = transfer.legs.iter().flat_map(|leg| &leg.stages);
+    let stages: Vec<String> =
+        stages.filter_map(|stage| Some(format!("{} {} ms", stage.stage, stage.took_us? / 1000))).collect();
+    Ok((Duration::from_micros(transfer.took_us), stages.join(", ")))
 }
 
 /// Takes vCPUs offline in `a`, then brings the same online in `b`, where they were taken offline before; each guest

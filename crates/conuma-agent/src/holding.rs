@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use conuma_agent_proto::{
-    AgentError, CgroupMode, Generation, HoldingOutcome, Leftovers, MAX_LEFTOVERS, Refusal, RefusalReason, Stage,
-    StageTime, TaskKind,
+    AgentError, CgroupMode, Generation, HoldingOutcome, Leftover, Leftovers, MAX_LEFTOVERS, Refusal, RefusalReason,
+    Stage, StageTime, TaskKind,
 };
 use conuma_linux::procfs::ProcFs;
 use conuma_topology::GuestCpuSet;
@@ -46,6 +46,8 @@ pub struct Holder {
     threads: KernelThreads,
     interrupts: Interrupts,
     before: Option<Target>,
+    /// A holding that grew was answered before all work could spread to what is new.
+    unfinished: bool,
 }
 
 impl Holder {
@@ -65,6 +67,7 @@ impl Holder {
             threads: KernelThreads::default(),
             interrupts: Interrupts::default(),
             before: None,
+            unfinished: false,
         })
     }
 
@@ -128,6 +131,14 @@ impl Holder {
         self.enforce(&holding, depth, Instant::now()).map(Some)
     }
 
+    /// Does what [`Self::apply`] left for after its answer.
+    pub fn finish(&mut self) -> Result<(), AgentError> {
+        if !std::mem::take(&mut self.unfinished) {
+            return Ok(());
+        }
+        self.reapply(Depth::Light).map(drop)
+    }
+
     /// Whether some CPU is not to be used, so that the holding needs watching.
     pub fn is_restricted(&self) -> bool {
         self.before.as_ref().is_some_and(|target| !target.unrestricted)
@@ -161,6 +172,8 @@ impl Holder {
             Target::new(self.state.holding.as_ref()?, &online, &exclusive)
         });
         let before = before.unwrap_or_else(|| Target { cpus: online.difference(&exclusive), unrestricted: true });
+        // Tasks can use what is new as soon as the cpusets say so. The rest only spreads work that has where to run.
+        let only_grows = before != target && before.cpus.is_subset(&target.cpus) && !self.unfinished;
         if !self.keeps_own_affinity {
             self.state.own_affinities =
                 tasks::own_affinities(&*kernel, &self.proc, &self.threads, &before, &self.state.own_affinities);
@@ -170,27 +183,35 @@ impl Holder {
         let mut refused = refusals_up_front(holding, &online, &owners);
         refused.extend(self.write_cpusets(&target, &owners).map_err(|error| failed("reading the cgroups", &error))?);
         clock.lap(Stage::Cgroups);
-
-        let swept = self.threads.sweep(&*kernel, &self.proc);
-        for (pid, error) in swept.map_err(|error| failed("reading the root cgroup", &error))? {
-            warn!("process {pid} stays in the root cgroup: {error}");
+        let held = target.cpus.union(&exclusive.intersection(holding));
+        if depth == Depth::Verify && only_grows {
+            if !self.keeps_own_affinity {
+                tasks::restore_own_affinities(&*kernel, &self.state.own_affinities);
+            }
+            self.unfinished = true;
+            self.save();
+            return Ok(self.outcome(held, &online, refused, Vec::new(), clock));
         }
-        if !self.keeps_own_affinity {
-            tasks::restore_own_affinities(&*kernel, &self.state.own_affinities);
-        }
-        let mut left = self.threads.confine(&*kernel, &target, &mut self.state.kernel_threads);
-        clock.lap(Stage::Tasks);
+        self.unfinished = false;
 
-        match depth {
-            Depth::Light => {}
-            Depth::Verify => self.interrupts.learn(&*kernel, &mut self.state, INTERRUPTS_KEEP),
-            Depth::Everything => self.interrupts.learn(&*kernel, &mut self.state, Duration::ZERO),
-        }
-        self.interrupts.confine(&*kernel, &target, &mut self.state);
-        clock.lap(Stage::Interrupts);
-
-        if let Err(error) = confine_workqueues(&*kernel, &target, &mut self.state) {
-            warn!("unbound kernel work cannot be moved: {error}");
+        // The kernel makes new pools for all its unbound work: about as long as all the rest takes, so side by side.
+        let known = self.state.workqueues.take();
+        let (left, workqueues) = std::thread::scope(|scope| {
+            let workqueues = scope.spawn(|| confine_workqueues(&*kernel, &target, known));
+            let left = self.confine_tasks(&target, &mut clock);
+            self.confine_interrupts(&target, depth);
+            clock.lap(Stage::Interrupts);
+            (left, workqueues.join())
+        });
+        let mut left = left?;
+        match workqueues {
+            Ok((mask, result)) => {
+                self.state.workqueues = mask;
+                if let Err(error) = result {
+                    warn!("unbound kernel work cannot be moved: {error}");
+                }
+            }
+            Err(panic) => std::panic::resume_unwind(panic),
         }
         self.save();
         clock.lap(Stage::Workqueues);
@@ -203,10 +224,44 @@ impl Holder {
         }
         clock.lap(Stage::Verify);
 
-        let held = target.cpus.union(&exclusive.intersection(holding));
+        Ok(self.outcome(held, &online, refused, left, clock))
+    }
+
+    /// Moves tasks out of the root cgroup and kernel threads to the target; gives those that stay outside.
+    fn confine_tasks(&mut self, target: &Target, clock: &mut Clock) -> Result<Vec<Leftover>, AgentError> {
+        let kernel = Arc::clone(&self.kernel);
+        let swept = self.threads.sweep(&*kernel, &self.proc);
+        for (pid, error) in swept.map_err(|error| failed("reading the root cgroup", &error))? {
+            warn!("process {pid} stays in the root cgroup: {error}");
+        }
+        if !self.keeps_own_affinity {
+            tasks::restore_own_affinities(&*kernel, &self.state.own_affinities);
+        }
+        let left = self.threads.confine(&*kernel, target, &mut self.state.kernel_threads);
+        clock.lap(Stage::Tasks);
+        Ok(left)
+    }
+
+    fn confine_interrupts(&mut self, target: &Target, depth: Depth) {
+        match depth {
+            Depth::Light => {}
+            Depth::Verify => self.interrupts.learn(&*self.kernel, &mut self.state, INTERRUPTS_KEEP),
+            Depth::Everything => self.interrupts.learn(&*self.kernel, &mut self.state, Duration::ZERO),
+        }
+        self.interrupts.confine(&*self.kernel, target, &mut self.state);
+    }
+
+    fn outcome(
+        &self,
+        held: GuestCpuSet,
+        online: &GuestCpuSet,
+        refused: Vec<Refusal>,
+        left: Vec<Leftover>,
+        clock: Clock,
+    ) -> HoldingOutcome {
         let kept_busy = refused.iter().fold(GuestCpuSet::new(), |all, refusal| all.union(&refusal.cpus));
         let quiesced = online.difference(&held).difference(&kept_busy);
-        Ok(HoldingOutcome { leftovers: self.leftovers(left, &quiesced), held, quiesced, refused, timings: clock.laps })
+        HoldingOutcome { leftovers: self.leftovers(left, &quiesced), held, quiesced, refused, timings: clock.laps }
     }
 
     /// Writes every top-level cgroup's `cpuset.cpus`, and reads back what came of it.
@@ -270,7 +325,7 @@ impl Holder {
         strays
     }
 
-    fn leftovers(&self, mut tasks: Vec<conuma_agent_proto::Leftover>, quiesced: &GuestCpuSet) -> Leftovers {
+    fn leftovers(&self, mut tasks: Vec<Leftover>, quiesced: &GuestCpuSet) -> Leftovers {
         let more_tasks = tasks.len().saturating_sub(MAX_LEFTOVERS) as u32;
         tasks.truncate(MAX_LEFTOVERS);
         Leftovers {

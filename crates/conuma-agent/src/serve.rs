@@ -73,6 +73,13 @@ impl Agent {
         }
     }
 
+    /// Does what the last answer left undone.
+    fn finish(&self) {
+        if let Err(error) = self.holder.borrow_mut().finish() {
+            error!("the holding cannot be applied in full: {error}");
+        }
+    }
+
     /// Answers what is answered at once; `None` for what takes its time.
     fn answer(&self, request: &Request, received: Instant) -> Option<Result<Reply, AgentError>> {
         match &request.body {
@@ -140,6 +147,7 @@ pub async fn converse(agent: Rc<Agent>, stream: impl AsyncRead + AsyncWrite + Un
             Some(done) = slow.join_next() => done.context("a request about memory ended early")?,
         };
         frames.send(Bytes::from(encode_response(&response))).await.context("sending an answer")?;
+        agent.finish();
     }
 }
 

@@ -31,8 +31,11 @@ fn run(guest: Arc<FakeGuest>) -> Run {
 }
 
 impl Run {
+    /// As the agent does: what is left for after the answer is done, too.
     fn apply(&mut self, cpus: &str) -> HoldingOutcome {
-        self.try_apply(cpus).unwrap()
+        let outcome = self.try_apply(cpus).unwrap();
+        self.holder.finish().unwrap();
+        outcome
     }
 
     fn try_apply(&mut self, cpus: &str) -> Result<HoldingOutcome, AgentError> {
@@ -76,6 +79,25 @@ fn everything_leaves_and_comes_back() {
     assert_eq!(outcome.leftovers.bound_kernel_threads, 1);
     expect(&run.apply("0-7"), "0-7", "", &[]);
     assert_eq!(run.guest.masks(), before);
+}
+
+#[test]
+fn what_is_given_can_be_used_before_everything_has_spread_to_it() {
+    let mut run = run(guest(OLD));
+    run.guest.wish(200, "6");
+    run.apply("0-3");
+    assert_eq!(run.guest.mask(200), "0-3");
+    let outcome = run.try_apply("0-7").unwrap();
+    expect(&outcome, "0-7", "", &[]);
+    assert_eq!((run.guest.mask(100), run.guest.mask(200)), ("0-7".into(), "6".into()));
+    assert_eq!(run.guest.text("sys/devices/virtual/workqueue/cpumask"), "f");
+    run.holder.finish().unwrap();
+    assert_eq!(run.guest.text("sys/devices/virtual/workqueue/cpumask"), "ff");
+    // A holding that shrinks again before that waits for everything.
+    run.try_apply("0-3").unwrap();
+    run.try_apply("0-5").unwrap();
+    run.try_apply("0-1").unwrap();
+    assert_eq!(run.guest.text("sys/devices/virtual/workqueue/cpumask"), "3");
 }
 
 #[test]

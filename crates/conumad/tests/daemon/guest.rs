@@ -141,7 +141,7 @@ fn report() -> Report {
     let node = |node| NodeReport {
         node: GuestNodeId(node),
         total: BOOT,
-        free: BOOT,
+        free: Bytes::ZERO,
         available: BOOT,
         file: Bytes::ZERO,
         anonymous: Bytes::ZERO,
