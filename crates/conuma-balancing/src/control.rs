@@ -8,13 +8,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use conuma_topology::{Bytes, CpuSet, NodeId};
-use serde::{Deserialize, Serialize};
 
 use crate::action::{ActionId, Failure, Grip, PluggedMemory, RefusedCpus, VmSeen};
 use crate::vm::{Life, VmSpec};
 
 /// A VM under control.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Vm {
     pub(crate) spec: VmSpec,
     pub(crate) life: Life,
@@ -31,7 +30,7 @@ pub(crate) struct Vm {
 }
 
 /// Gates and the agent's holding.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct CoreKnob {
     /// The guest should leave these, though the ledger still gives them to it.
     pub(crate) leaving: CpuSet,
@@ -51,14 +50,14 @@ pub(crate) struct CoreKnob {
 }
 
 /// A holding that an agent put in force.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Told {
     pub(crate) cpus: CpuSet,
     pub(crate) refused: Vec<RefusedCpus>,
 }
 
 /// A virtio-mem device.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct MemoryKnob {
     /// What a transfer wants it to be, instead of what the ledger says.
     pub(crate) goal: Option<Bytes>,
@@ -77,7 +76,7 @@ pub(crate) struct MemoryKnob {
 }
 
 /// An action that is out, or when the next one may go out.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(crate) struct Attempt {
     pub(crate) pending: Option<ActionId>,
     pub(crate) not_before: Duration,

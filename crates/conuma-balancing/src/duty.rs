@@ -18,7 +18,7 @@ use crate::timing::Timing;
 use crate::vm::Life;
 
 /// A knob of a VM. A transfer has those it turns to itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Knob {
     Gates,
     Agent,

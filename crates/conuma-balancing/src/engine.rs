@@ -19,7 +19,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use conuma_topology::VmName;
-use serde::{Deserialize, Serialize};
 
 use crate::action::{Action, ActionId, ActionKind, Event, Failure, Outcome};
 use crate::check::{Violation, check_ledger};
@@ -40,6 +39,9 @@ use crate::{leg, report::Verdict};
 /// How many ended transfers are remembered.
 const REMEMBERED: usize = 64;
 
+/// An agent may know of actions so many numbers ahead of ours.
+const LEAP: u64 = 1 << 32;
+
 /// The control core. Deterministic: the same calls with the same times give the same actions.
 #[derive(Debug, Clone)]
 pub struct Engine {
@@ -53,16 +55,15 @@ pub struct Engine {
     now: Duration,
 }
 
-/// All that the engine knows; what the journal keeps. Transfers that ended are written beside it
-/// ([`Engine::history`], [`State::with_history`]): they are much, and change only when one ends.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// All that the engine knows. The journal keeps what a recovery needs of it (see `record`), and beside that the transfers
+/// that ended ([`Engine::history`], [`State::with_history`]): they are much, and change only when one ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct State {
     pub(crate) host: Host,
     pub(crate) ledger: Ledger,
     pub(crate) loans: Loans,
     pub(crate) vms: BTreeMap<VmName, Vm>,
     pub(crate) transfers: BTreeMap<TransferId, Transfer>,
-    #[serde(skip)]
     pub(crate) ended: VecDeque<Report>,
     pub(crate) pending: BTreeMap<ActionId, Pending>,
     pub(crate) next_action: u64,
@@ -70,14 +71,14 @@ pub struct State {
 }
 
 /// An action that is out.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Pending {
     pub(crate) action: Action,
     pub(crate) owner: Owner,
 }
 
 /// Who waits for an action's outcome.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Owner {
     Duty(VmName, Knob),
     Leg(TransferId, usize),
@@ -177,7 +178,11 @@ impl Engine {
             Event::VmGone { vm } => self.vm_gone(&vm, now),
             Event::VmReset { vm } => self.agent_gone(&vm, now, true),
             Event::AgentConnected { vm, newest, holding } => {
-                self.state.next_action = self.state.next_action.max(newest.saturating_add(1));
+                // A guest's word: believed as far as an earlier daemon can have got. What is beyond that only makes the
+                // agent that said it refuse everything.
+                if newest < self.state.next_action.saturating_add(LEAP) {
+                    self.state.next_action = self.state.next_action.max(newest + 1);
+                }
                 if let Some(vm) = self.state.vms.get_mut(&vm) {
                     vm.agent = true;
                     vm.silent = false;

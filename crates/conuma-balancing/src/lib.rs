@@ -64,6 +64,7 @@ mod leg;
 mod loans;
 mod plan;
 mod propose;
+mod record;
 mod recover;
 mod report;
 mod timing;

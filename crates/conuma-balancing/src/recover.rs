@@ -50,7 +50,7 @@ impl Engine {
         let known = journal.as_ref().is_some_and(|state| state.host == host);
         let state = match journal {
             Some(state) if known => state,
-            Some(state) => state.for_another(host),
+            Some(state) => state.for_another(host, &found),
             None => State::new(host),
         };
         let mut engine = Self::with(state, timing, now);
@@ -96,8 +96,9 @@ impl Engine {
 
 impl State {
     /// What of this state is still worth something on `host`.
-    fn for_another(self, host: Host) -> Self {
-        let Self { loans, ended, next_action, next_transfer, .. } = self;
+    fn for_another(self, host: Host, found: &BTreeMap<VmName, VmFound>) -> Self {
+        let Self { mut loans, ended, next_action, next_transfer, .. } = self;
+        self.vms.keys().filter(|name| !found.contains_key(*name)).for_each(|name| loans.ended(name));
         Self { loans, ended, next_action, next_transfer, ..Self::new(host) }
     }
 }

@@ -1,5 +1,7 @@
 //! The daemon dies at every point of a transfer, with and without its journal.
 
+use std::collections::BTreeMap;
+
 use conuma_topology::NodeId;
 
 use super::world::*;
@@ -101,11 +103,32 @@ fn agents_that_have_seen_newer_decisions_are_told_newer_ones() {
 }
 
 #[test]
+fn an_agent_that_claims_to_know_the_last_number_harms_nobody_else() {
+    let mut world = world();
+    world.tell(Event::AgentConnected { vm: name("b"), newest: u64::MAX, holding: None });
+    world.ask(Request::Set { vm: name("a"), what: of_cpus("0"), below_guarantee: true }).unwrap();
+    world.run_until_settled();
+    assert_eq!(world.vms[&name("a")].using, Some(cpus("0")));
+}
+
+#[test]
+fn a_loan_ends_with_its_lender_whatever_becomes_of_the_host() {
+    let mut world = world();
+    world.ask(lend("a", "b", of_cpus("1"))).unwrap();
+    world.run_until_settled();
+    let mut other = world.engine.host().clone();
+    other.reserve = Resources::memory(NodeId(0), units(1));
+    let state = written_and_read(world.engine.state());
+    let engine = Engine::recover(Some(state), other, BTreeMap::new(), Timing::default(), world.now);
+    assert_eq!(engine.loans(), &[]);
+}
+
+#[test]
 fn a_journal_about_another_host_keeps_its_loans_only() {
     let mut world = world();
     world.ask(lend("a", "b", of_cpus("1"))).unwrap();
     world.run_until_settled();
-    let state = world.engine.state().clone();
+    let state = written_and_read(world.engine.state());
     let found = world.vms.iter().map(|(name, vm)| {
         let seen = VmSeen { open: vm.open.clone(), plugged: vm.plugged.clone() };
         (name.clone(), VmFound { spec: world.specs[name].clone(), seen })

@@ -228,7 +228,7 @@ impl World {
             (name.clone(), VmFound { spec: self.specs[name].clone(), seen })
         };
         let found = self.vms.iter().map(found).collect();
-        let journal = keep_journal.then(|| self.engine.state().clone());
+        let journal = keep_journal.then(|| written_and_read(self.engine.state()));
         let (host, timing) = (self.engine.host().clone(), self.engine.timing.clone());
         self.engine = Engine::recover(journal, host, found, timing, self.now);
         self.in_flight.clear();
@@ -379,4 +379,12 @@ impl World {
     pub(super) fn report(&self, id: TransferId) -> Report {
         self.engine.report(id).unwrap()
     }
+}
+
+/// A state as a recovery finds it in the journal.
+pub(super) fn written_and_read(state: &State) -> State {
+    let text = serde_json::to_string(state).expect("a state can be written");
+    let read: State = serde_json::from_str(&text).expect("what was written can be read");
+    assert_eq!(serde_json::to_string(&read).expect("it can be written again"), text);
+    read.with_history(state.ended.clone())
 }
