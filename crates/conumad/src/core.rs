@@ -56,13 +56,22 @@ impl std::fmt::Debug for Message {
 #[derive(Debug)]
 pub struct CoreThread(std::thread::JoinHandle<()>);
 
-/// Starts the core's thread.
-pub fn start(engine: Engine, journal: Journal, clock: Clock, bus: Bus) -> std::io::Result<(CoreHandle, CoreThread)> {
+/// What a core that has not started yet is told.
+#[derive(Debug)]
+pub struct Inbox(Receiver<Message>);
+
+/// A core to be started: it can be told things already, and learns them first.
+pub fn open() -> (CoreHandle, Inbox) {
     let (sender, inbox) = channel();
+    (CoreHandle { sender }, Inbox(inbox))
+}
+
+/// Starts the core's thread.
+pub fn start(inbox: Inbox, engine: Engine, journal: Journal, clock: Clock, bus: Bus) -> std::io::Result<CoreThread> {
     let actuators = BTreeMap::new();
     let core = Core { engine, journal, clock, bus, actuators, journal_failed: false, written_history: None };
-    let thread = std::thread::Builder::new().name("core".into()).spawn(move || core.run(&inbox))?;
-    Ok((CoreHandle { sender }, CoreThread(thread)))
+    let thread = std::thread::Builder::new().name("core".into()).spawn(move || core.run(&inbox.0))?;
+    Ok(CoreThread(thread))
 }
 
 impl CoreThread {
@@ -145,6 +154,13 @@ struct Core {
 impl Core {
     fn run(mut self, inbox: &Receiver<Message>) {
         let mut replies: Vec<Reply> = Vec::new();
+        // Those who act for the VMs found come first: what is due at once has somewhere to go.
+        while let Ok(message) = inbox.try_recv() {
+            match message {
+                Message::Stop => return,
+                message => replies.extend(self.take(message)),
+            }
+        }
         loop {
             self.act();
             for reply in std::mem::take(&mut replies) {

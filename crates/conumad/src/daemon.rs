@@ -67,13 +67,15 @@ impl Daemon {
         let known = found.iter().map(|(name, found)| (name.clone(), found.engine.clone())).collect();
         let engine = Engine::recover(state, host, known, settings.timing.clone(), clock.now());
         let bus = Bus::new(clock);
-        let (handle, core) = core::start(engine, journal, clock, bus.clone()).context("cannot start a thread")?;
+        let (handle, inbox) = core::open();
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let socket = settings.socket();
-        let room = Room::new(settings, machine, clock, bus, handle, hypervisor, stop.clone(), tasks.clone());
+        let room = Room::new(settings, machine, clock, bus.clone(), handle, hypervisor, stop.clone(), tasks.clone());
         for (_, found) in found.drain(..) {
             room.resume_charge(found);
         }
+        // Not before: what is due at once must have somewhere to go.
+        let core = core::start(inbox, engine, journal, clock, bus).context("cannot start a thread")?;
         let listener = http::bind(&socket)?;
         let (serving, ended) = (room.clone(), stop.clone());
         tasks.spawn(async move {

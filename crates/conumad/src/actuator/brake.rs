@@ -19,13 +19,15 @@ const QUIET_LOOKS: u32 = 10;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Brake {
     grip: Grip,
+    /// It was closed as firmly as this, or has been loosened to it since.
+    least: Grip,
     quiet: u32,
 }
 
 impl Brake {
     /// A gate that was just closed with this grip.
     pub(super) fn closed(grip: Grip) -> Self {
-        Self { grip, quiet: 0 }
+        Self { grip, least: grip, quiet: 0 }
     }
 
     /// How firm it is.
@@ -33,9 +35,9 @@ impl Brake {
         self.grip
     }
 
-    /// The guest is not to be blamed: the idle class alone, whatever it runs.
+    /// The guest is not to be blamed for what it runs: no firmer than the gate was closed.
     pub(super) fn release(&mut self) -> Grip {
-        *self = Self::closed(Grip::SOFT);
+        *self = Self::closed(self.least);
         self.grip
     }
 
@@ -49,6 +51,7 @@ impl Brake {
             if self.quiet >= QUIET_LOOKS {
                 self.quiet = 0;
                 self.grip = self.grip.looser();
+                self.least = self.least.min(self.grip);
             }
         }
         self.grip
@@ -77,6 +80,19 @@ mod tests {
             quiet += 1;
         }
         assert!(quiet >= 5 * looks, "released after {quiet} quiet looks");
+    }
+
+    #[test]
+    fn an_excuse_undoes_what_the_brake_did_and_no_more() {
+        let mut brake = Brake::closed(Grip::SOFT);
+        brake.seen(LOOK, LOOK);
+        assert_eq!(brake.release(), Grip::SOFT);
+        let mut firm = Brake::closed(Grip::FIRM);
+        assert_eq!(firm.release(), Grip::FIRM);
+        while firm.seen(LOOK / 1000, LOOK) == Grip::FIRM {}
+        let loosened = firm.grip();
+        firm.seen(LOOK, LOOK);
+        assert_eq!(firm.release(), loosened);
     }
 
     #[test]

@@ -8,8 +8,8 @@ use std::time::Duration;
 use conuma_api::EventKind;
 use conuma_balancing as balancing;
 use conuma_balancing::{Action, ActionKind, Failure, Outcome};
+use conuma_hypervisor::HypervisorError;
 use conuma_hypervisor::gate::{Gate, Grip};
-use conuma_hypervisor::{HypervisorError, VmEvent};
 use conuma_topology::{CpuSet, VcpuId};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
@@ -28,7 +28,6 @@ pub(super) async fn run(tools: Arc<Tools>, mut actions: mpsc::Receiver<Action>) 
     let mut fence = Fence::default();
     let mut looks = interval(lane.tools.look);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut events = lane.tools.vm.events();
     loop {
         tokio::select! {
             biased;
@@ -41,7 +40,6 @@ pub(super) async fn run(tools: Arc<Tools>, mut actions: mpsc::Receiver<Action>) 
                 None => return,
             },
             _ = looks.tick() => lane.look().await,
-            Ok(VmEvent::Reset) = events.recv() => lane.tools.excuses.told(false),
         }
     }
 }
@@ -156,7 +154,8 @@ impl GateLane {
     async fn adjust(&mut self, vcpu: VcpuId, ran: Duration, window: Duration) -> Result<(), HypervisorError> {
         let Some(brake) = self.brakes.get_mut(&vcpu) else { return Ok(()) };
         let was = brake.grip();
-        let grip = if self.tools.excuses.hold() { brake.release() } else { brake.seen(ran, window) };
+        let grip =
+            if self.tools.excuses.hold(std::time::Instant::now()) { brake.release() } else { brake.seen(ran, window) };
         if grip == was {
             return Ok(());
         }

@@ -1,6 +1,7 @@
 //! The hypervisor's lane: sizes of virtio-mem devices.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use conuma_balancing::{Action, ActionKind, Failure, Outcome, PluggedMemory};
 use conuma_hypervisor::MemoryState;
@@ -20,13 +21,18 @@ pub(super) async fn run(tools: Arc<Tools>, mut actions: mpsc::Receiver<Action>) 
 impl Tools {
     async fn turn_memory(&self, action: &Action) -> Outcome {
         let (node, answer) = match &action.kind {
-            ActionKind::SetRequestedSize { node, bytes } => (*node, self.vm.set_requested(*node, *bytes).await),
+            ActionKind::SetRequestedSize { node, bytes } => {
+                self.excuses.asked(*node, Instant::now());
+                (*node, self.vm.set_requested(*node, *bytes).await)
+            }
             ActionKind::PollSize { node } => (*node, self.vm.memory(*node).await),
             other => return Outcome::Failed(Failure::Refused(format!("{other:?} is not for a hypervisor"))),
         };
         match answer {
             Ok(state) => {
-                self.excuses.moving(node, state.requested != state.size);
+                if state.requested == state.size {
+                    self.excuses.at_rest(node);
+                }
                 Outcome::Memory(plugged(state))
             }
             Err(error) => Outcome::Failed(failure(&error)),

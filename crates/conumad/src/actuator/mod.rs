@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use conuma_balancing::{Action, ActionId, Event, Failure, Lane, Outcome};
 use conuma_binding::BindingPlan;
+use conuma_hypervisor::qmp::QmpError;
 use conuma_hypervisor::{HypervisorError, Vm};
 use conuma_topology::{Bytes, NodeId};
 use tokio::sync::mpsc;
@@ -48,7 +49,7 @@ pub struct Tools {
     /// What each node of the guest has without plugged memory.
     pub baseline: Arc<Baseline>,
     /// Why the guest may run where it should not.
-    pub excuses: Excuses,
+    pub excuses: Arc<Excuses>,
     /// Engine time.
     pub clock: Clock,
     /// Who is told what came of actions.
@@ -135,8 +136,12 @@ impl Tools {
 /// What a hypervisor's error means to the engine.
 fn failure(error: &HypervisorError) -> Failure {
     match error {
-        HypervisorError::TimedOut { .. } => Failure::TimedOut,
-        HypervisorError::Ended { .. } => Failure::Unreachable,
+        HypervisorError::TimedOut { .. } | HypervisorError::Qmp { source: QmpError::TimedOut { .. }, .. } => {
+            Failure::TimedOut
+        }
+        HypervisorError::Ended { .. } | HypervisorError::Qmp { source: QmpError::Closed { .. }, .. } => {
+            Failure::Unreachable
+        }
         HypervisorError::Refused { .. } | HypervisorError::NoDevice { .. } => Failure::Refused(chain(error)),
         other => Failure::Failed(chain(other)),
     }

@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::actuator::Baseline;
+use crate::actuator::{Baseline, Excuses};
 use crate::agent::AgentLink;
 use crate::bus::Bus;
 use crate::clock::Clock;
@@ -80,6 +80,7 @@ pub(crate) struct Running {
     pub(crate) vm: Arc<dyn Vm>,
     pub(crate) link: AgentLink,
     pub(crate) baseline: Arc<Baseline>,
+    pub(crate) excuses: Arc<Excuses>,
     pub(crate) reports: Mutex<Reports>,
     pub(crate) stopping: AtomicBool,
 }
@@ -134,8 +135,8 @@ impl Entry {
 }
 
 impl Running {
-    fn new(vm: Arc<dyn Vm>, link: AgentLink, baseline: Arc<Baseline>) -> Arc<Self> {
-        Arc::new(Self { vm, link, baseline, reports: Mutex::default(), stopping: AtomicBool::new(false) })
+    fn new(vm: Arc<dyn Vm>, link: AgentLink, baseline: Arc<Baseline>, excuses: Arc<Excuses>) -> Arc<Self> {
+        Arc::new(Self { vm, link, baseline, excuses, reports: Mutex::default(), stopping: AtomicBool::new(false) })
     }
 
     pub(crate) fn reports(&self) -> MutexGuard<'_, Reports> {

@@ -16,7 +16,7 @@ use conuma_binding::{BindingPlan, PlanError, PlanOptions, VmSpec};
 use conuma_hypervisor::qemu::command_line;
 use conuma_hypervisor::{Hypervisor, HypervisorError, RunState, Vm};
 use conuma_topology::VmName;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep};
 
 use super::files::VmFiles;
@@ -68,11 +68,21 @@ impl Room {
 
     /// Starts the VM of this file; with `wait` comes back when QEMU runs the guest.
     pub(crate) async fn start(self: &Arc<Self>, file: &str, wait: bool) -> Result<VmDetail, Problem> {
-        let (entry, held) = self.admit(file).await?;
+        // On its own: whoever asked may go away, a VM that was admitted must be booted or let go.
+        let (answer, admitted) = oneshot::channel();
+        let (room, file) = (self.clone(), file.to_owned());
+        self.tasks.spawn(async move {
+            match room.admit(&file).await {
+                Ok((entry, held)) => {
+                    let _ = answer.send(Ok(entry.clone()));
+                    room.boot(&entry, held).await;
+                }
+                Err(problem) => drop(answer.send(Err(problem))),
+            }
+        });
+        let entry = admitted.await.map_err(|_| stopping(crate::core::Stopped))??;
         let name = entry.plan.name.clone();
         let mut phase = entry.phase.subscribe();
-        let (room, booting) = (self.clone(), entry.clone());
-        self.tasks.spawn(async move { room.boot(&booting, held).await });
         if wait {
             let reached = phase.wait_for(|phase| !matches!(phase, Phase::Starting)).await;
             if let Ok(Phase::Gone(why)) = reached.as_deref() {
@@ -163,17 +173,19 @@ impl Room {
                 tracing::info!(vm = %name, "VM runs");
                 self.bus.tell(EventKind::VmRunning { vm: name });
             }
-            Err(error) => {
+            Err(NotBooted { error, dead }) => {
                 let why = chain(&error);
                 tracing::error!(vm = %name, "VM could not be started: {why}");
-                self.gone(entry, why);
+                if dead {
+                    self.gone(entry, why);
+                }
             }
         }
     }
 
-    async fn try_boot(self: &Arc<Self>, entry: &Arc<Entry>, held: &Resources) -> Result<(), HypervisorError> {
+    async fn try_boot(self: &Arc<Self>, entry: &Arc<Entry>, held: &Resources) -> Result<(), NotBooted> {
         let plan = &entry.plan;
-        let vm = self.hypervisor.start(plan, &held.cpus).await?;
+        let vm = self.hypervisor.start(plan, &held.cpus).await.map_err(|error| NotBooted { error, dead: true })?;
         let ready = async {
             for node in plan.memory.iter().filter(|node| node.is_flexible()) {
                 let wanted = held.on(node.host).saturating_sub(node.boot).round_down(plan.memory_unit);
@@ -183,18 +195,12 @@ impl Room {
         };
         let seen = match ready.await {
             Ok(seen) => seen,
-            Err(error) => {
-                if let Err(also) = vm.end(self.settings.step).await {
-                    tracing::error!(vm = %plan.name, "it could not be ended either: {}", chain(&also));
-                }
-                return Err(error);
-            }
+            Err(error) => return Err(NotBooted { error, dead: self.end(plan, vm.as_ref()).await }),
         };
         let running = self.take_charge(entry, vm);
         self.core.happened(Event::VmStarted { vm: plan.name.clone(), seen });
         if let Err(error) = running.vm.resume().await {
-            self.end(entry, &running).await;
-            return Err(error);
+            return Err(NotBooted { error, dead: self.end(plan, running.vm.as_ref()).await });
         }
         // Unless the supervisor has seen its end already.
         entry.phase.send_if_modified(|phase| {
@@ -215,13 +221,14 @@ impl Room {
         let door = self.settings.doors.of(&plan.name, plan.cid);
         let link = AgentLink::start(door, self.clock, events, stop.clone());
         let baseline = Arc::new(Baseline::default());
-        let running = Running::new(vm.clone(), link.clone(), baseline.clone());
+        let excuses = Arc::new(Excuses::new(std::time::Instant::now()));
+        let running = Running::new(vm.clone(), link.clone(), baseline.clone(), excuses.clone());
         let tools = Tools {
             vm,
             plan: plan.clone(),
             link,
             baseline,
-            excuses: Excuses::default(),
+            excuses,
             clock: self.clock,
             core: self.core.clone(),
             bus: self.bus.clone(),
@@ -267,6 +274,13 @@ impl Room {
         entry.phase.send_replace(Phase::Gone(why.clone()));
         self.bus.tell(EventKind::VmGone { vm: name.clone(), why });
     }
+}
+
+/// A VM did not come to run.
+struct NotBooted {
+    error: HypervisorError,
+    /// Whether its QEMU is dead for sure. If not, the daemon is ending, and the next one finds it.
+    dead: bool,
 }
 
 /// A VM of an earlier daemon.

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use conuma_agent_proto::{GuestFacts, Reply, Report, RequestBody};
 use conuma_api::{EventKind, ViolationInfo};
 use conuma_balancing::Event;
-use conuma_hypervisor::{MemoryState, VmEvent};
+use conuma_binding::BindingPlan;
+use conuma_hypervisor::{MemoryState, Vm, VmEvent};
 use conuma_topology::{Bytes, NodeId};
 use tokio::sync::{broadcast, mpsc};
 use tokio::time::{MissedTickBehavior, interval, sleep};
@@ -58,7 +59,9 @@ impl Room {
             }
         }
         stop.cancel();
-        self.end(entry, running).await;
+        if !self.end(&entry.plan, running.vm.as_ref()).await {
+            return;
+        }
         let why = match running.stopping.load(std::sync::atomic::Ordering::Relaxed) {
             true => "it was stopped".to_owned(),
             false => format!("its QEMU ended; {} has what it said", entry.plan.files.log.display()),
@@ -67,15 +70,16 @@ impl Room {
         self.gone(entry, why);
     }
 
-    /// Ends QEMU for sure: nothing of the VM is free before it is dead.
-    pub(super) async fn end(&self, entry: &Entry, running: &Running) {
-        while let Err(error) = running.vm.end(self.settings.step).await {
-            tracing::error!(vm = %entry.plan.name, "QEMU does not end, its resources stay booked: {}", chain(&error));
+    /// Ends QEMU for sure: nothing of the VM is free before it is dead. Only a daemon that stops gives up, and says so.
+    pub(super) async fn end(&self, plan: &BindingPlan, vm: &dyn Vm) -> bool {
+        while let Err(error) = vm.end(self.settings.step).await {
+            tracing::error!(vm = %plan.name, "QEMU does not end, its resources stay booked: {}", chain(&error));
             tokio::select! {
-                () = self.stop.cancelled() => return,
+                () = self.stop.cancelled() => return false,
                 () = sleep(END_AGAIN) => {}
             }
         }
+        true
     }
 
     async fn link_changed(&self, entry: &Entry, running: &Running, event: LinkEvent) {
@@ -85,6 +89,9 @@ impl Room {
                 tracing::info!(%vm, kernel = %facts.kernel_release, agent = %facts.agent_version, "agent connected");
                 self.first_baseline(entry, running, &facts).await;
                 let holding = facts.holding.as_ref().map(|cpus| entry.plan.replica.host_cpus(cpus));
+                if holding.is_some() {
+                    running.excuses.told();
+                }
                 self.core.happened(Event::AgentConnected { vm: vm.clone(), newest: facts.newest.0, holding });
                 self.bus.tell(EventKind::AgentConnected { vm });
             }
@@ -114,14 +121,16 @@ impl Room {
             Ok(VmEvent::Reset) => {
                 tracing::info!(%vm, "guest was reset");
                 *running.reports() = Default::default();
+                running.excuses.boots(Instant::now());
                 self.core.happened(Event::VmReset { vm: vm.clone() });
                 self.bus.tell(EventKind::VmReset { vm });
             }
             Ok(VmEvent::Stopped) => {
                 tracing::info!(%vm, "guest shut down or panicked");
-                self.end(entry, running).await;
+                self.end(&entry.plan, running.vm.as_ref()).await;
             }
-            Ok(VmEvent::Paused | VmEvent::Resumed | VmEvent::MemoryChanged) => {}
+            Ok(VmEvent::MemoryChanged) => running.excuses.size_changed(Instant::now()),
+            Ok(VmEvent::Paused | VmEvent::Resumed) => {}
             Err(broadcast::error::RecvError::Lagged(missed)) => {
                 tracing::warn!(%vm, missed, "events of QEMU were missed");
             }
@@ -188,12 +197,16 @@ impl Room {
 
     /// Nodes on which the QEMU process has more pages than the VM holds; an error says why that is not known.
     pub(crate) async fn beyond_holding(&self, entry: &Entry, running: &Running) -> Result<Vec<ViolationInfo>, String> {
-        let name = entry.plan.name.clone();
+        let held = async || {
+            let name = entry.plan.name.clone();
+            self.core.look(move |engine, _| engine.ledger().vm(&name).clone()).await.map_err(|e| e.to_string())
+        };
+        // Pages are counted one mapping after the other, while memory may come or go.
+        let before = held().await?;
         let resident = running.vm.memory_by_node().await.map_err(|error| chain(&error))?;
-        let held =
-            self.core.look(move |engine, _| engine.ledger().vm(&name).clone()).await.map_err(|e| e.to_string())?;
+        let held = held().await?;
         let beyond = |(node, bytes): (NodeId, Bytes)| {
-            let excess = bytes.saturating_sub(held.on(node) + QEMU_SLACK);
+            let excess = bytes.saturating_sub(held.on(node).max(before.on(node)) + QEMU_SLACK);
             (!excess.is_zero()).then(|| ViolationInfo {
                 code: "memory-beyond-holding".into(),
                 message: format!(
