@@ -1,7 +1,8 @@
 //! What a move costs, as a ratio against what it replaces, measured in the same guests and the same run.
 //!
 //! - **Cores**: lending four cores from one guest to the other, against taking the same four vCPUs offline in the one and
-//!   bringing them online in the other by hot-plug's own way (`/sys/devices/system/cpu/cpuN/online`).
+//!   bringing them online in the other by hot-plug's own way (`/sys/devices/system/cpu/cpuN/online`), each while it holds
+//!   them, so that no gate slows it down.
 //! - **Memory**: lending, against a bare virtio-mem resize of the same size: `qom-set requested-size` down in the one, up in
 //!   the other, over QMP monitors that the daemon does not use.
 //!
@@ -23,18 +24,26 @@ const MEMORY_AT_MOST: f64 = 1.2;
 
 /// Measures, prints a table, and fails if a ratio is missed.
 pub fn run(kit: &Kit, rounds: usize) -> Result<()> {
-    let stage = Stage::open(kit, "bench-lend", TOPOLOGY)?;
-    stage.start_guests(&GUESTS)?;
+    let stage = Stage::open(kit, "bench-lend", TOPOLOGY, &GUESTS)?;
     let mut out = std::io::stdout().lock();
     let mut cores = Pair::default();
     let mut memory = Pair::default();
     for round in 1..=rounds {
+        let unplugged = hotplug(&stage, "a", 4, 7)?.0;
         let (took, core_stages) = lend(&stage, &["--cpus", "4-7"])?;
         cores.ours.push(took);
-        cores.theirs.push(hotplug(&stage, 4, 7)?);
+        cores.theirs.push(unplugged + hotplug(&stage, "b", 4, 7)?.1);
+        recall(&stage)?;
+        // Whoever is first finds page lists full of what the cores did; so neither is, and each is second in turn.
+        resize(&stage, 1, 256)?;
+        let mut theirs = None;
+        if round % 2 == 0 {
+            theirs = Some(resize(&stage, 1, 256)?);
+        }
         let (took, memory_stages) = lend(&stage, &["--memory", "node1=256M"])?;
         memory.ours.push(took);
-        memory.theirs.push(resize(&stage, 1, 256)?);
+        recall(&stage)?;
+        memory.theirs.push(theirs.map_or_else(|| resize(&stage, 1, 256), Ok)?);
         writeln!(out, "round {round} of {rounds}: cores {}, memory {}", cores.last(), memory.last())?;
         writeln!(out, "  {core_stages}\n  {memory_stages}")?;
         out.flush()?;
@@ -77,42 +86,40 @@ fn median(times: &[Duration]) -> Duration {
     sorted.get(sorted.len() / 2).copied().unwrap_or_default()
 }
 
-/// Lends there and back; the time that the daemon took for the way there, and for each stage of it.
+/// Lends; the time that the daemon took, and for each stage of it.
 fn lend(stage: &Stage, what: &[&str]) -> Result<(Duration, String)> {
-    let argv = [&["conuma", "lend", "--from", "a", "--to", "b"], what].concat();
+    let argv = [&["conuma", "lend", "--quiet", "--from", "a", "--to", "b"], what].concat();
     let (code, transfer) = stage.transfer(&argv)?;
     ensure!(code == 0, "{transfer:#?}");
-    let (code, back) = stage.transfer(&["conuma", "recall", "--to", "a"])?;
-    ensure!(code == 0, "{back:#?}");
     let stages = transfer.legs.iter().flat_map(|leg| &leg.stages);
     let stages: Vec<String> =
         stages.filter_map(|stage| Some(format!("{} {} ms", stage.stage, stage.took_us? / 1000))).collect();
     Ok((Duration::from_micros(transfer.took_us), stages.join(", ")))
 }
 
-/// Takes vCPUs offline in `a`, then brings the same online in `b`, where they were taken offline before; each guest
-/// measures its own part. Both end as they began.
-fn hotplug(stage: &Stage, first: u32, last: u32) -> Result<Duration> {
-    let script = |online: u32| {
-        format!(
-            "t0=$(cut -d' ' -f1 /proc/uptime); for c in $(seq {first} {last}); do \
-             echo {online} > /sys/devices/system/cpu/cpu$c/online; done; echo $t0 $(cut -d' ' -f1 /proc/uptime)"
-        )
-    };
-    let timed = |vm: &str, online: u32| -> Result<Duration> {
-        let text = stage.lab.guest(vm, &script(online))?;
+fn recall(stage: &Stage) -> Result<()> {
+    let (code, back) = stage.transfer(&["conuma", "recall", "--to", "a"])?;
+    ensure!(code == 0, "{back:#?}");
+    Ok(())
+}
+
+/// Takes vCPUs of a guest offline and brings them online again; how long each took, as the guest measures it.
+fn hotplug(stage: &Stage, vm: &str, first: u32, last: u32) -> Result<(Duration, Duration)> {
+    let timed = |online: u32| -> Result<Duration> {
+        let text = stage.lab.guest(
+            vm,
+            &format!(
+                "t0=$(cut -d' ' -f1 /proc/uptime); for c in $(seq {first} {last}); do \
+                 echo {online} > /sys/devices/system/cpu/cpu$c/online; done; echo $t0 $(cut -d' ' -f1 /proc/uptime)"
+            ),
+        )?;
         let times: Vec<f64> = text.split_whitespace().filter_map(|word| word.parse().ok()).collect();
         ensure!(times.len() == 2, "two times expected: {text}");
         Ok(Duration::from_secs_f64((times[1] - times[0]).max(0.0)))
     };
-    timed("b", 0)?;
-    let out = timed("a", 0)?;
-    let into = timed("b", 1)?;
-    timed("a", 1)?;
-    // Both guests are told their holdings anew, as hot-plug changes what they have.
-    stage.until_agent("a")?;
-    stage.until_agent("b")?;
-    Ok(out + into)
+    let times = (timed(0)?, timed(1)?);
+    stage.until_agent(vm)?;
+    Ok(times)
 }
 
 /// Shrinks a node of `a` and grows it in `b` by `mib`, and back; the time for the way there, measured in the host.

@@ -1,17 +1,18 @@
 //! The story, told live: one host, two guests that both own it, and what moves between them.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use conuma_api::{Transfer, VmDetail};
-use conuma_topology::Bytes;
+use conuma_api::{GateState, Transfer, VmDetail, VmMemory};
+use conuma_topology::{Bytes, CpuId, CpuSet};
 
 use crate::host::Kit;
 use crate::observe::Findings;
 use crate::shell::print;
-use crate::stage::Stage;
+use crate::stage::{GuestSpec, Stage};
 use crate::trials::{GUESTS, TOPOLOGY};
 use crate::wire::Say;
 
@@ -22,7 +23,7 @@ const NODE: u32 = 1;
 pub fn run(kit: &Kit) -> Result<()> {
     let mut tale = Tale { begun: Instant::now() };
     tale.title("A virtual NUMA host boots: four nodes, eight cores, KVM inside")?;
-    let stage = Stage::open(kit, "demo", TOPOLOGY)?;
+    let stage = Stage::open(kit, "demo", TOPOLOGY, &[])?;
     let told = tell(&mut tale, &stage);
     if told.is_err() {
         stage.lab.collect_logs();
@@ -61,10 +62,17 @@ fn tell(tale: &mut Tale, stage: &Stage) -> Result<()> {
 
     tale.title("What happened")?;
     tale.line(&views([("before", &before), ("lent", &during), ("after", &after)]))?;
+    tale.line(&ran(&during, &after))?;
     tale.line(&stages([("lend", &lend, lend_ms), ("recall", &recall, recall_ms)]))?;
     tale.line(&witnessed(&findings, home, elsewhere))?;
-    ensure!(before.guests == after.guests, "a guest has not got back what it had");
-    ensure!(during.guests != before.guests, "nothing moved");
+    for view in [&before, &during, &after] {
+        agree(&before, view)?;
+    }
+    for ((before, during), after) in before.0.iter().zip(&during.0).zip(&after.0) {
+        let of = |view: &GuestView| (view.cpus.clone(), view.memory);
+        ensure!(of(after) == of(before), "{} has not what it had before", before.name);
+        ensure!(during.cpus != before.cpus && during.memory != before.memory, "nothing moved");
+    }
     ensure!(findings.violation_count == 0, "exclusivity was violated: {:#?}", findings.violations);
     ensure!(elsewhere == 0, "{elsewhere} pages lie on another node than they are bound to");
     let total = tale.begun.elapsed().as_secs();
@@ -115,46 +123,111 @@ impl Tale {
     }
 }
 
-/// What guests and host say at one moment.
-struct View {
-    guests: Vec<(String, Bytes)>,
-    hosts: Vec<VmDetail>,
+/// What guests and host say at one moment, by guest.
+struct View(Vec<GuestView>);
+
+struct GuestView {
+    name: &'static str,
+    /// CPUs that its tasks may use, by the guest's own word.
+    cpus: CpuSet,
+    /// `MemTotal` of the node, by the guest's own word.
+    memory: Bytes,
+    /// How long each CPU was busy, by the guest's `/proc/stat`.
+    busy: BTreeMap<CpuId, Duration>,
+    /// What the host sees: gates, run times of vCPU threads, what QEMU plugged, pages by `numa_maps`.
+    host: VmDetail,
 }
 
 impl View {
     fn take(stage: &Stage) -> Result<Self> {
-        let mut view = Self { guests: Vec::new(), hosts: Vec::new() };
-        for guest in &GUESTS {
-            view.guests.push((stage.guest_cpus(guest.name)?.to_string(), stage.guest_memory(guest.name, NODE)?));
-            view.hosts.push(stage.show(guest.name)?);
-        }
-        Ok(view)
+        let look = |guest: &GuestSpec| {
+            Ok(GuestView {
+                name: guest.name,
+                cpus: stage.guest_cpus(guest.name)?,
+                memory: stage.guest_memory(guest.name, NODE)?,
+                busy: stage.guest_busy(guest.name)?,
+                host: stage.show(guest.name)?,
+            })
+        };
+        Ok(Self(GUESTS.iter().map(look).collect::<Result<_>>()?))
     }
+}
+
+impl GuestView {
+    fn open_gates(&self) -> CpuSet {
+        self.host.vcpus.iter().filter(|vcpu| vcpu.gate == GateState::Open).map(|vcpu| vcpu.cpu).collect()
+    }
+
+    fn on_node<T: Default>(&self, pick: impl Fn(&VmMemory) -> T) -> T {
+        self.host.memory.iter().find(|memory| memory.node.0 == NODE).map(pick).unwrap_or_default()
+    }
+
+    /// Run time of the vCPU threads on CPUs that it holds, and on others.
+    fn ran(&self) -> [Duration; 2] {
+        [true, false].map(|held| {
+            let vcpus = self.host.vcpus.iter().filter(|vcpu| vcpu.held == held);
+            vcpus.filter_map(|vcpu| vcpu.run_time_us).map(Duration::from_micros).sum()
+        })
+    }
+}
+
+/// Guest and host must say the same: which CPUs are used, and how much memory came or went since `before`.
+fn agree(before: &View, now: &View) -> Result<()> {
+    for (before, now) in before.0.iter().zip(&now.0) {
+        let (name, open) = (now.name, now.open_gates());
+        ensure!(now.cpus == open, "tasks in {name} may use {}, and the host lets it run on {open}", now.cpus);
+        let plugged = |view: &GuestView| view.on_node(|memory| memory.plugged);
+        let (guest, host) = (now.memory + plugged(before), before.memory + plugged(now));
+        ensure!(guest == host, "{name} has {} of node {NODE} and QEMU has plugged {}", now.memory, plugged(now));
+        let (resident, held) = (now.on_node(|memory| memory.resident.unwrap_or_default()), now.on_node(|m| m.held));
+        ensure!(resident <= held + Bytes::mib(64), "{name} has {resident} of pages on node {NODE} and holds {held}");
+    }
+    Ok(())
 }
 
 fn views(views: [(&str, &View); 3]) -> String {
     let mut text = format!(
-        "{:<8}{:<6}{:<22}{:<26}{:<22}node {NODE}, host's count\n",
+        "{:<8}{:<6}{:<22}{:<26}{:<22}{:<16}pages there (host)\n",
         "",
         "guest",
         "CPUs, guest's word",
         "CPUs, open gates (host)",
-        format!("node {NODE}, guest's word")
+        format!("node {NODE}, guest's word"),
+        "plugged (host)"
     );
     for (when, view) in views {
-        for ((guest, (cpus, memory)), host) in GUESTS.iter().zip(&view.guests).zip(&view.hosts) {
-            let open: conuma_topology::CpuSet =
-                host.vcpus.iter().filter(|v| v.gate == conuma_api::GateState::Open).map(|v| v.cpu).collect();
-            let counted = host.memory.iter().find(|memory| memory.node.0 == NODE).map(|memory| memory.held);
-            let counted = counted.unwrap_or_default().to_string();
+        for guest in &view.0 {
             let _ = writeln!(
                 text,
-                "{when:<8}{:<6}{cpus:<22}{:<26}{:<22}{counted}",
+                "{when:<8}{:<6}{:<22}{:<26}{:<22}{:<16}{}",
                 guest.name,
-                open.to_string(),
-                memory.to_string()
+                guest.cpus.to_string(),
+                guest.open_gates().to_string(),
+                guest.memory.to_string(),
+                guest.on_node(|memory| memory.plugged).to_string(),
+                guest.on_node(|memory| memory.resident.unwrap_or_default()),
             );
         }
+    }
+    text
+}
+
+/// Who ran how long while the loan lasted, by both words.
+fn ran(lent: &View, back: &View) -> String {
+    let mut text = String::from("from the loan to its return:\n");
+    for (lent, back) in lent.0.iter().zip(&back.0) {
+        let on = |view: &GuestView| -> Duration {
+            view.busy.iter().filter(|(cpu, _)| lent.cpus.contains(**cpu)).map(|(_, time)| *time).sum()
+        };
+        let [before, after] = [lent.ran(), back.ran()].map(|[held, other]| held + other);
+        let _ = writeln!(
+            text,
+            "  {}: busy for {:.1} s on CPUs {} by its /proc/stat; its vCPU threads ran for {:.1} s by the host",
+            lent.name,
+            on(back).saturating_sub(on(lent)).as_secs_f32(),
+            lent.cpus,
+            after.saturating_sub(before).as_secs_f32(),
+        );
     }
     text
 }
@@ -191,7 +264,7 @@ fn witnessed(findings: &Findings, home: u64, elsewhere: u64) -> String {
         let share = 100.0 * run.stray_ns as f64 / (run.stray_ns + run.held_ns).max(1) as f64;
         let _ = writeln!(
             text,
-            "  {vm}: ran {:.1} s on cores that it held, {share:.2} % of its run time behind closed gates",
+            "  {vm}: ran {:.1} s on cores that it held; {share:.2} % of its run time behind closed gates, in what their holders left",
             run.held_ns as f64 / 1e9
         );
     }

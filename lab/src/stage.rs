@@ -1,10 +1,11 @@
 //! A virtual host with the daemon and two guests on it: where tests, demo and measurements begin.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use conuma_api::{AgentState, Transfer, VmDetail};
-use conuma_topology::{Bytes, CpuSet, NodeId};
+use conuma_topology::{Bytes, CpuId, CpuSet, NodeId};
 use serde::de::DeserializeOwned;
 
 use crate::client::{Command, Output};
@@ -45,17 +46,20 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Boots a host and starts its daemon.
-    pub fn open(kit: &Kit, name: &str, topology: &str) -> Result<Self> {
+    /// Boots a host, starts its daemon, and guests side by side. What was logged is kept if that fails.
+    pub fn open(kit: &Kit, name: &str, topology: &str, guests: &[GuestSpec]) -> Result<Self> {
         let stage = Self { lab: Lab::boot(kit, name, LabSpec::parse(topology)?)? };
-        stage.start_daemon()?;
+        if let Err(error) = stage.start_daemon().and_then(|()| stage.start_guests(guests)) {
+            stage.lab.collect_logs();
+            return Err(error.context(format!("logs: {}", stage.lab.logs.display())));
+        }
         Ok(stage)
     }
 
     /// Starts the daemon and waits until it answers.
     pub fn start_daemon(&self) -> Result<()> {
         self.lab.sh(&format!(
-            "RUST_LOG=${{RUST_LOG:-info}} setsid conumad --reserve-memory {RESERVE} </dev/null >>/run/conumad.log 2>&1 & echo $! >/run/conumad.pid"
+            "setsid conumad --reserve-memory {RESERVE} </dev/null >>/run/conumad.log 2>&1 & echo $! >/run/conumad.pid"
         ))?;
         self.lab.until("the daemon", Duration::from_secs(60), |lab| {
             let output = lab.run(&["conuma", "list", "--json"])?;
@@ -214,6 +218,21 @@ impl Stage {
     pub fn guest_cpus(&self, vm: &str) -> Result<CpuSet> {
         let list = self.lab.guest(vm, "grep Cpus_allowed_list /proc/self/status | cut -f2")?;
         Ok(list.trim().parse()?)
+    }
+
+    /// How long each CPU of a guest was busy since it booted, by its `/proc/stat`.
+    pub fn guest_busy(&self, vm: &str) -> Result<BTreeMap<CpuId, Duration>> {
+        /// The unit of the file, whatever the kernel's own clock (`USER_HZ`, see proc(5)).
+        const TICK: Duration = Duration::from_millis(10);
+        let text = self.lab.guest(vm, "grep '^cpu[0-9]' /proc/stat")?;
+        let line = |line: &str| -> Result<(CpuId, Duration)> {
+            let mut words = line.trim_start_matches("cpu").split_whitespace().map(str::parse::<u32>);
+            let mut next = || words.next().context("a number")?.context("a number");
+            let (cpu, user, nice, system) = (next()?, next()?, next()?, next()?);
+            let (_idle, _waiting, hard, soft) = (next()?, next()?, next()?, next()?);
+            Ok((CpuId(cpu), TICK * (user + nice + system + hard + soft)))
+        };
+        text.lines().map(|text| line(text).with_context(|| format!("not a line of /proc/stat: {text}"))).collect()
     }
 
     /// `MemTotal` of a node in a guest, by the guest's own word.

@@ -82,24 +82,19 @@ fn affinity_file(irq: u32) -> String {
     format!("proc/irq/{irq}/smp_affinity_list")
 }
 
-/// Moves unbound kernel work to the target, or back. `known` is what is known of its mask; comes back with what is known
-/// then.
-pub fn confine_workqueues(
-    kernel: &dyn Kernel,
-    target: &Target,
-    known: Option<Touched>,
-) -> (Option<Touched>, io::Result<()>) {
+/// Moves unbound kernel work to the target, or back.
+pub fn confine_workqueues(kernel: &dyn Kernel, target: &Target, state: &mut State) -> io::Result<()> {
     let now = match read_mask(kernel, WORKQUEUES_REQUESTED).or_else(|_| read_mask(kernel, WORKQUEUES)) {
-        Ok(now) => now,
         // Not every kernel shows it (no sysfs for workqueues): nothing to move then.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return (None, Ok(())),
-        Err(error) => return (known, Err(error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        now => now?,
     };
-    let mut mask = Touched::observe(known, now);
+    let mut mask = Touched::observe(state.workqueues.take(), now);
     let wanted = target.cut(&mask.wish);
     let result = if wanted == mask.wrote { Ok(()) } else { kernel.write(WORKQUEUES, &wanted.to_mask()) };
     if result.is_ok() {
         mask.wrote = wanted;
     }
-    (Some(mask), result)
+    state.workqueues = Some(mask);
+    result
 }

@@ -93,7 +93,7 @@ async fn a_whole_lending_as_the_host_sees_it() {
             panic!("the holding is applied")
         };
         assert_eq!((outcome.held, outcome.quiesced), (set("0-3"), set("4-7")));
-        assert_eq!(outcome.timings.len(), 5);
+        assert_eq!(outcome.timings.len(), 4);
         assert_eq!(guest.mask(100), "0-3");
 
         let prepare = RequestBody::PrepareMemory { node: GuestNodeId(1), bytes: Bytes::mib(256) };

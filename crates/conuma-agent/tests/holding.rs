@@ -93,10 +93,12 @@ fn what_is_given_can_be_used_before_everything_has_spread_to_it() {
     assert_eq!(run.guest.text("sys/devices/virtual/workqueue/cpumask"), "f");
     run.holder.finish().unwrap();
     assert_eq!(run.guest.text("sys/devices/virtual/workqueue/cpumask"), "ff");
-    // A holding that shrinks again before that waits for everything.
+    // A holding that shrinks again before that moves everything but the kernel's own work, which it does not wait for.
     run.try_apply("0-3").unwrap();
     run.try_apply("0-5").unwrap();
     run.try_apply("0-1").unwrap();
+    assert_eq!(run.guest.text("proc/irq/24/smp_affinity_list"), "0-1");
+    run.holder.finish().unwrap();
     assert_eq!(run.guest.text("sys/devices/virtual/workqueue/cpumask"), "3");
 }
 

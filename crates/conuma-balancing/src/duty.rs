@@ -17,6 +17,9 @@ use crate::report::Notice;
 use crate::timing::Timing;
 use crate::vm::Life;
 
+/// The longest between two looks at a size that goes on changing.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// A knob of a VM. A transfer has those it turns to itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Knob {
@@ -200,7 +203,10 @@ fn memory_done(vm: &mut Vm, node: NodeId, kind: &ActionKind, outcome: Outcome, t
                 memory.certain = seen.requested == *bytes;
                 memory.asked = if memory.certain { *bytes } else { memory.asked.max(seen.requested) };
             }
-            let pause = ((now.saturating_sub(memory.changed)) / 10).clamp(timing.poll, timing.retry.max(timing.poll));
+            // A tenth of what it took so far is lost at most; and looking takes QEMU's time, which it needs to go on.
+            let lasted = (now.saturating_sub(memory.set) / 10).min(LOOK);
+            let still = now.saturating_sub(memory.changed) / 10;
+            let pause = lasted.max(still).clamp(timing.poll, timing.retry.max(timing.poll));
             memory.attempt.not_before = now + pause;
         }
         other => {

@@ -25,7 +25,7 @@ pub struct Timing {
     pub grow: Duration,
     /// A guest confirms that memory is online.
     pub confirm: Duration,
-    /// Between two looks at a size that should change: at first, and a tenth of the time that nothing has changed later.
+    /// Between two looks at a size that should change, at first; later a tenth of the time that it takes.
     pub poll: Duration,
     /// After so long without progress an unplug is asked for again (the driver would wait 50 s).
     pub restart: Duration,
@@ -47,7 +47,7 @@ impl Default for Timing {
         Self {
             agent: Duration::from_secs(5),
             host: Duration::from_secs(5),
-            idle_window: Duration::from_millis(10),
+            idle_window: Duration::from_millis(5),
             verify: Duration::from_secs(2),
             prepare: Duration::from_secs(20),
             shrink: Duration::from_secs(60),

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use conuma_lab::{Kit, Lab, LabSpec, bench, demo, shell, trials};
+use conuma_lab::trials::{self, Tally};
+use conuma_lab::{Kit, Lab, LabSpec, bench, demo, shell};
 
 #[derive(Parser)]
 #[command(about = "A virtual NUMA host with real KVM guests")]
@@ -54,7 +55,8 @@ fn main() -> Result<ExitCode> {
     match cli.command {
         Command::Test { filter } => {
             let tally = trials::run(&kit, &filter)?;
-            writeln!(std::io::stdout(), "{} passed, {} failed, 0 skipped", tally.passed, tally.failed)?;
+            let Tally { passed, failed, skipped } = tally;
+            writeln!(std::io::stdout(), "{passed} passed, {failed} failed, {skipped} skipped")?;
             if tally.failed > 0 || tally.passed == 0 {
                 return Ok(ExitCode::FAILURE);
             }

@@ -45,15 +45,7 @@ pub(super) fn run(kit: &Kit, report: &mut Report) -> Result<()> {
     if !report.wants(&TRIALS) {
         return Ok(());
     }
-    let open = || {
-        let stage = Stage::open(kit, "grid", TOPOLOGY)?;
-        let started = stage.start_guests(&GUESTS);
-        if started.is_err() {
-            stage.lab.collect_logs();
-        }
-        started.map(|()| stage)
-    };
-    report.series(&TRIALS, open(), |stage| stage.lab.collect_logs())
+    report.series(&TRIALS, &Stage::open(kit, "grid", TOPOLOGY, &GUESTS), |stage| stage.lab.collect_logs())
 }
 
 fn cpus(text: &str) -> CpuSet {

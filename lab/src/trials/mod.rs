@@ -30,8 +30,8 @@ pub struct Tally {
     pub passed: usize,
     /// Failed.
     pub failed: usize,
-    /// Not run, as the filter left them out.
-    pub filtered: usize,
+    /// Not run, as something is missing here.
+    pub skipped: usize,
 }
 
 /// Runs all trials whose name contains `filter`, and prints what became of each.
@@ -55,16 +55,24 @@ impl Report {
         trials.iter().any(|trial| trial.name.contains(&self.filter))
     }
 
+    /// Counts the wanted trials of these as skipped, and says why.
+    pub(crate) fn skip<S>(&mut self, trials: &[Trial<S>], reason: &str) -> Result<()> {
+        for trial in trials.iter().filter(|trial| trial.name.contains(&self.filter)) {
+            self.tally.skipped += 1;
+            writeln!(std::io::stdout(), "lab trial {} ... skipped: {reason}", trial.name)?;
+        }
+        Ok(())
+    }
+
     /// Runs the wanted trials of a series on its stage; `on_failure` sees to the logs. A stage that could not be opened
     /// fails them all.
-    pub(crate) fn series<S>(&mut self, trials: &[Trial<S>], stage: Result<S>, on_failure: impl Fn(&S)) -> Result<()> {
+    pub(crate) fn series<S>(&mut self, trials: &[Trial<S>], stage: &Result<S>, on_failure: impl Fn(&S)) -> Result<()> {
         for trial in trials {
             if !trial.name.contains(&self.filter) {
-                self.tally.filtered += 1;
                 continue;
             }
             let began = Instant::now();
-            let verdict = match &stage {
+            let verdict = match stage {
                 Ok(stage) => (trial.body)(stage),
                 Err(error) => Err(anyhow::anyhow!("its host did not come up: {error:#}")),
             };
@@ -78,7 +86,7 @@ impl Report {
                 Err(error) => {
                     self.tally.failed += 1;
                     writeln!(out, "lab trial {} ... FAILED ({seconds:.1} s)\n{error:?}\n", trial.name)?;
-                    if let Ok(stage) = &stage {
+                    if let Ok(stage) = stage {
                         on_failure(stage);
                     }
                 }

@@ -17,7 +17,7 @@ pub(super) fn run(kit: &Kit, report: &mut Report) -> Result<()> {
         let trials = [trial];
         if report.wants(&trials) {
             let lab = LabSpec::parse(topology).and_then(|spec| Lab::boot(kit, trials[0].name, spec));
-            report.series(&trials, lab, Lab::collect_logs)?;
+            report.series(&trials, &lab, Lab::collect_logs)?;
         }
     }
     Ok(())

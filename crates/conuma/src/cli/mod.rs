@@ -269,6 +269,9 @@ pub struct How {
     /// Stop watching after this long; the transfer goes on by the daemon's own deadlines
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub deadline: Option<Duration>,
+    /// Show what became of it, but no progress
+    #[arg(long, short = 'q')]
+    pub quiet: bool,
 }
 
 const MOVE_EXIT_CODES: &str = "\

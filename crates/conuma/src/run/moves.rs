@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use conuma_api::{Client, CoreDemand, Demand, MemoryDemand, TransferRequest};
+use conuma_api::{Client, CoreDemand, Demand, EventKind, MemoryDemand, TransferRequest};
 use conuma_topology::{Bytes, NodeId};
 
 use super::watch::Changes;
@@ -57,12 +57,17 @@ async fn order(
     let mut changes = Changes::listen(client, None, how.deadline).await?;
     let mut moving = client.transfer(request).await?;
     loop {
-        console.progress(&transfer::progress(&moving, console.err_style))?;
+        if !how.quiet {
+            console.progress(&transfer::progress(&moving, console.err_style))?;
+        }
         if moving.state.is_final() {
             break;
         }
         let id = moving.id;
-        if !changes.wait_for(|event| event.transfer() == Some(id)).await? {
+        let concerns = |event: &EventKind| {
+            event.transfer() == Some(id) && (!how.quiet || matches!(event, EventKind::TransferEnded(_)))
+        };
+        if !changes.wait_for(concerns).await? {
             let what = format!("transfer {id} is still under way after {:?}", how.deadline.unwrap_or_default());
             let hint = "it goes on: `conuma events` and `conuma show` tell what becomes of it".into();
             return Err(WithHint { what, hint }.into());
