@@ -192,7 +192,7 @@ impl Shortage {
         }
     }
 
-    fn is_real(&self) -> bool {
+    pub(crate) fn is_real(&self) -> bool {
         match self {
             Self::Cores(n) => *n > 0,
             Self::Cpus(cpus) => !cpus.is_empty(),

@@ -130,7 +130,7 @@ impl Engine {
         self.state.vms.insert(name.clone(), Vm::starting(spec));
         for step in plan.moves {
             self.shift(&step.what, &step.from, &step.to);
-            let left = self.state.ledger.held(&step.from).clone();
+            let left = self.can_part_with(&step.from);
             self.state.loans.moved(&step.what, &step.from, &step.to, &left, Remember::No);
         }
         Ok(self.state.ledger.vm(&name).clone())
@@ -316,6 +316,13 @@ impl Engine {
         }
     }
 
+    /// What `holder` has besides boot memory.
+    pub(crate) fn can_part_with(&self, holder: &Holder) -> Resources {
+        let memory = vm_of(holder).and_then(|vm| self.state.vms.get(vm)).map(|vm| vm.spec.boot.clone());
+        let boot = Resources { memory: memory.unwrap_or_default(), ..Resources::default() };
+        self.state.ledger.held(holder).saturating_sub(&boot)
+    }
+
     /// The leg's load leaves its giver's account.
     pub(crate) fn take(&mut self, leg: &mut Leg, id: TransferId) {
         self.shift(&leg.load, &leg.from, &Holder::Transit(id));
@@ -475,8 +482,9 @@ impl Engine {
         let terms = transfer.terms();
         transfer.report.verdict = Verdict::Moving;
         transfer.legs = plan.moves.iter().map(|step| Leg::new(step, terms)).collect();
-        transfer.report.plan = Some(plan);
         transfer.due = now + self.longest();
+        let withheld = plan.withheld.clone();
+        transfer.report.plan = Some(plan);
         for (place, leg) in transfer.legs.iter_mut().enumerate() {
             if leg.load.cpus.is_empty() {
                 leg::memory::begin(leg, id, place, self, now);
@@ -484,6 +492,7 @@ impl Engine {
                 leg::cores::begin(leg, id, self, now);
             }
         }
+        transfer.legs.extend(withheld.into_iter().map(|withheld| Leg::withheld(withheld, terms)));
     }
 
     pub(crate) fn end(&mut self, mut transfer: Transfer, now: Duration) {
@@ -511,13 +520,15 @@ impl Leg {
             let load = self.load.clone();
             self.falls_short(load, Reason::DonorGone, &Holder::Pool);
             self.end(now);
-        } else if vm_of(&self.heir) == Some(vm) {
-            self.heir = if self.heir == self.to { engine.heir_without_recipient(self) } else { Holder::Pool };
-            if matches!(self.stage, Stage::Open | Stage::Enable | Stage::Confirm) {
+        } else if matches!(self.stage, Stage::Open | Stage::Enable | Stage::Confirm) {
+            // All is with whom it will stay; only the recipient's end still changes that.
+            if vm_of(&self.to) == Some(vm) {
                 let lost = std::mem::take(&mut self.report.arrived);
                 self.falls_short(lost, Reason::RecipientGone, &Holder::Pool);
                 self.end(now);
             }
+        } else if vm_of(&self.heir) == Some(vm) {
+            self.heir = if self.heir == self.to { engine.heir_without_recipient(self) } else { Holder::Pool };
         }
     }
 }

@@ -89,6 +89,12 @@ impl Host {
         }
     }
 
+    /// All CPUs of the cores that `cpus` touch.
+    pub fn widened(&self, cpus: &CpuSet) -> CpuSet {
+        let touched = self.cores.values().filter(|core| !core.cpus.is_disjoint(cpus));
+        touched.fold(CpuSet::new(), |sum, core| sum.union(&core.cpus))
+    }
+
     /// How many whole cores are in `cpus`.
     pub fn count_cores(&self, cpus: &CpuSet) -> usize {
         self.cores.values().filter(|core| core.cpus.is_subset(cpus)).count()

@@ -33,13 +33,14 @@
 //! - I3 `a_plan_never_takes_a_vm_below_its_guarantee`
 //! - I4 `every_transfer_ends_by_its_deadline`
 //! - I5 `the_ledger_is_never_below_real_use`
-//! - `nothing_is_lost_or_split`, `a_doubled_answer_changes_nothing`,
+//! - `a_recall_of_all_that_is_owed_is_never_refused`, `nothing_is_lost_or_split`, `a_doubled_answer_changes_nothing`,
 //!   `reality_follows_the_ledger_when_everyone_answers`, `the_journal_reads_back_as_it_was_written`
 //!
 //! # Decisions
+//! - No VM starts whose guarantee could not be kept beside those of the others (`admission`).
 //! - A silent or busy guest loses cores by a firm gate; it is told when it listens again.
 //! - A guest that refuses cores keeps them, except when they are owed (a recall): a guarantee must not
-//!   depend on the borrower's consent.
+//!   depend on the borrower's consent. It never takes what the borrower itself is guaranteed (`propose::recall`).
 //! - Memory cannot be forced. What a donor keeps stays booked to it, what a recipient does not plug goes back. A guest
 //!   that neither answered nor gave is left alone until it answers.
 //! - What is not known (a lost answer of QEMU or the gate) stays booked to whoever could use it.
@@ -52,6 +53,7 @@
 #![forbid(unsafe_code)]
 
 pub mod action;
+mod admission;
 mod check;
 mod choose;
 mod control;
@@ -80,7 +82,7 @@ pub use holding::{CoreDemand, Demand, MemoryDemand, Resources};
 pub use host::{Host, HostCore};
 pub use ledger::{Holder, Ledger, ShiftError, TransferId};
 pub use loans::Loan;
-pub use plan::{CoreChoice, CoreReason, Move, Refusal, Request, TransferPlan};
+pub use plan::{CoreChoice, CoreReason, Move, Refusal, Request, TransferPlan, Withheld};
 pub use recover::VmFound;
 pub use report::{LegReport, Notice, Reason, Remark, Report, Shortfall, Stage, StageTime, Verdict};
 pub use timing::Timing;

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::check::{Shortage, Violation};
 use crate::holding::{Demand, Resources};
 use crate::ledger::Holder;
+use crate::report::Reason;
 
 /// What someone asks to be moved.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -23,10 +24,17 @@ pub enum Request {
         #[serde(default)]
         below_guarantee: bool,
     },
-    /// Give a VM back what it lent, and fill it up to its guarantee from the pool.
+    /// Give a VM back what it lent. Without `from` and `what` that is all of it, and the VM is filled up to its
+    /// guarantee from the pool.
     Recall {
         /// Who gets.
         to: VmName,
+        /// Only what this VM owes.
+        #[serde(default)]
+        from: Option<VmName>,
+        /// Only so much, or this; refused if it is not owed.
+        #[serde(default)]
+        what: Option<Demand>,
     },
     /// Make a VM hold this much, taking from the pool or giving to it.
     Set {
@@ -47,6 +55,18 @@ pub struct TransferPlan {
     pub moves: Vec<Move>,
     /// How cores were chosen where only a number was asked for.
     pub choices: Vec<CoreChoice>,
+    /// What is due but cannot move now. Only the recall of all that is owed has any.
+    #[serde(default)]
+    pub withheld: Vec<Withheld>,
+}
+
+/// A move that is due but cannot be made now.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Withheld {
+    /// What should move. Of nothing where only a number of cores or an amount of memory is missing.
+    pub step: Move,
+    /// Why it does not.
+    pub why: Reason,
 }
 
 /// One part of a plan.
@@ -164,6 +184,16 @@ pub enum Refusal {
         /// What would be missing.
         short: Shortage,
     },
+    /// What is guaranteed to all VMs together would be more than there is.
+    #[error("{vm} cannot be guaranteed that much: {missing} missing{}", guarantees(.others))]
+    Overpromised {
+        /// The VM that should start.
+        vm: VmName,
+        /// What is not there to promise.
+        missing: Shortage,
+        /// Who is promised how much of its kind.
+        others: Vec<(VmName, Shortage)>,
+    },
     /// A VM keeps at least one core.
     #[error("{0} must keep at least one core")]
     LastCore(VmName),
@@ -174,6 +204,42 @@ pub enum Refusal {
         vm: VmName,
         /// What is too much.
         excess: Shortage,
+    },
+    /// Nobody, or not this one, owes the VM anything.
+    #[error("{lender} lent {} nothing", .borrower.as_ref().map_or("anyone", |borrower| borrower.as_str()))]
+    NotLent {
+        /// Who would get it back.
+        lender: VmName,
+        /// Who should give.
+        borrower: Option<VmName>,
+    },
+    /// It is not said which of several borrowers should give.
+    #[error("{lender} lent to several VMs: {}", names(.borrowers))]
+    SeveralBorrowers {
+        /// Who would get it back.
+        lender: VmName,
+        /// Who could give.
+        borrowers: Vec<VmName>,
+    },
+    /// Less is owed than asked for.
+    #[error("{borrower} owes {lender} {owed}, not {beyond} more")]
+    NotOwed {
+        /// Who would get it back.
+        lender: VmName,
+        /// Who should give.
+        borrower: Holder,
+        /// What it owes.
+        owed: Resources,
+        /// What it does not.
+        beyond: Shortage,
+    },
+    /// The borrower cannot spare what it owes.
+    #[error("{borrower} cannot give {what} now: a VM keeps its boot memory, its last core and its guarantee")]
+    Needed {
+        /// Who should give.
+        borrower: Holder,
+        /// What it needs.
+        what: Resources,
     },
     /// A VM that did not answer neither lends nor grows memory.
     #[error("{0} does not answer: its memory can neither shrink nor grow until its agent connects again")]
@@ -188,6 +254,18 @@ pub enum Refusal {
 
 fn cores(count: usize) -> String {
     if count == 1 { "1 core".into() } else { format!("{count} cores") }
+}
+
+fn guarantees(of: &[(VmName, Shortage)]) -> String {
+    if of.is_empty() {
+        return String::new();
+    }
+    let each: Vec<String> = of.iter().map(|(vm, what)| format!("{vm} is guaranteed {what}")).collect();
+    format!(" ({})", each.join("; "))
+}
+
+fn names(of: &[VmName]) -> String {
+    of.iter().map(VmName::as_str).collect::<Vec<_>>().join(", ")
 }
 
 /// Who has what was asked for, as a hint.

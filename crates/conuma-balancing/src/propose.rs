@@ -3,11 +3,14 @@
 //! The planner only proposes; whether a VM may give or take so much is for [`crate::check_plan`] to
 //! say, and every plan passes it.
 
+mod recall;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use conuma_topology::{Bytes, CpuSet, NodeId, VmName};
 
-use crate::check::{Shortage, check_plan, shortages};
+use crate::admission::admit;
+use crate::check::check_plan;
 use crate::choose::Wish;
 use crate::holding::{CoreDemand, Demand, MemoryDemand, Resources};
 use crate::host::Host;
@@ -46,9 +49,9 @@ pub(crate) fn plan(books: &Books, request: &Request) -> Result<TransferPlan, Ref
             }
             excused.extend(below_guarantee.then(|| from.clone()));
         }
-        Request::Recall { to } => {
+        Request::Recall { to, from, what } => {
             books.running(to)?;
-            draft.recall(to);
+            draft.recall(to, from.as_ref(), what.as_ref())?;
         }
         Request::Set { vm, what, below_guarantee } => {
             books.running(vm)?;
@@ -64,6 +67,7 @@ pub(crate) fn plan_start(books: &mut Books, spec: &VmSpec) -> Result<TransferPla
     if books.specs.contains_key(&spec.name) {
         return Err(Refusal::AlreadyStarted(spec.name.clone()));
     }
+    admit(books.host, &books.specs, spec)?;
     let (pool, vm) = (Holder::Pool, Holder::Vm(spec.name.clone()));
     let cores = spec.initial.cores.clone().or_else(|| spec.guarantee.cores.clone()).unwrap_or(CoreDemand::Count(1));
     let memory = spec.initial.memory.clone().or_else(|| spec.guarantee.memory.clone());
@@ -282,50 +286,6 @@ impl Draft<'_> {
             }
         }
         room
-    }
-
-    /// What others owe, as far as they have it, and what the guarantee still lacks, as far as the pool has
-    /// it. Memory of silent VMs stays out: a recall does what it can.
-    fn recall(&mut self, to: &VmName) {
-        let recipient = Holder::Vm(to.clone());
-        let books = self.books;
-        let silent = |vm: &Holder| matches!(vm, Holder::Vm(vm) if books.silent.contains(vm));
-        let only_cores = |what: Resources| Resources::cores(what.cpus);
-        for loan in books.loans.all().iter().filter(|loan| loan.lender == *to) {
-            let mut part = loan.what.common(&self.can_give(&loan.borrower));
-            part.memory = part.common(&self.room(&recipient)).memory;
-            let part = if silent(&loan.borrower) || silent(&recipient) { only_cores(part) } else { part };
-            self.push(&loan.borrower, &recipient, part);
-        }
-        let Some(spec) = books.specs.get(to) else { return };
-        for short in shortages(books.host, &spec.guarantee, &self.has(&recipient)) {
-            if silent(&recipient) && matches!(short, Shortage::Memory(_) | Shortage::NodeMemory(..)) {
-                continue;
-            }
-            let pool = self.can_give(&Holder::Pool);
-            let free = pool.common(&self.room(&recipient));
-            let demand = match short {
-                Shortage::Cores(n) => {
-                    let count = n.min(books.host.count_cores(&pool.cpus));
-                    Demand { cores: Some(CoreDemand::Count(count)), memory: None }
-                }
-                Shortage::Cpus(cpus) => {
-                    let cpus = books.host.whole_part(&cpus.intersection(&pool.cpus));
-                    Demand { cores: Some(CoreDemand::Cpus(cpus)), memory: None }
-                }
-                Shortage::Memory(bytes) => {
-                    let bytes = bytes.min(free.total_memory());
-                    Demand { cores: None, memory: Some(MemoryDemand::Total(bytes)) }
-                }
-                Shortage::NodeMemory(node, bytes) => {
-                    let block = books.block([&Holder::Pool, &recipient], node);
-                    let bytes = bytes.min(free.on(node).round_down(block));
-                    Demand { cores: None, memory: Some(MemoryDemand::PerNode([(node, bytes)].into())) }
-                }
-            };
-            // What was cut down to what the pool has is there; rounding alone can still be too much.
-            let _nothing_there = self.give(&Holder::Pool, &recipient, &demand);
-        }
     }
 
     fn set(&mut self, vm: &VmName, what: &Demand) -> Result<(), Refusal> {

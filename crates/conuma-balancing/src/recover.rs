@@ -119,7 +119,7 @@ fn reconciled(journal: &Ledger, host: &Host, found: &BTreeMap<VmName, VmFound>) 
     let sole = sole_users(journal, &in_use);
     for (holder, used) in &in_use {
         let mut needed = used.saturating_sub(ledger.held(holder));
-        needed.cpus = widened(host, &needed.cpus.intersection(&sole[holder]));
+        needed.cpus = host.widened(&needed.cpus.intersection(&sole[holder]));
         let mut sources: Vec<Holder> = ledger.accounts().map(|(source, _)| source).collect();
         sources.sort_by_key(|source| (*source == Holder::Reserve, *source != Holder::Pool));
         for source in sources.into_iter().filter(|source| source != holder) {
@@ -154,10 +154,4 @@ fn sole_users(journal: &Ledger, in_use: &BTreeMap<Holder, Resources>) -> BTreeMa
         *own = own.union(&more);
     }
     sole
-}
-
-/// All CPUs of the cores of `cpus`.
-fn widened(host: &Host, cpus: &CpuSet) -> CpuSet {
-    let touched = host.cores.values().filter(|core| !core.cpus.is_disjoint(cpus));
-    touched.fold(CpuSet::new(), |sum, core| sum.union(&core.cpus))
 }

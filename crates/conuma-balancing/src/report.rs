@@ -6,7 +6,7 @@ use conuma_topology::VmName;
 use serde::{Deserialize, Serialize};
 
 use crate::action::Failure;
-use crate::check::Violation;
+use crate::check::{Shortage, Violation};
 use crate::holding::Resources;
 use crate::ledger::{Holder, TransferId};
 use crate::plan::{Move, Refusal, Request, TransferPlan};
@@ -20,7 +20,7 @@ pub struct Report {
     pub request: Request,
     /// What was planned; `None` while it waits for others, or if nothing could be planned.
     pub plan: Option<TransferPlan>,
-    /// One for each move of the plan.
+    /// One for each move of the plan, then one for each that was withheld.
     pub legs: Vec<LegReport>,
     /// When it was asked for, in engine time.
     pub asked: Duration,
@@ -94,6 +94,14 @@ pub enum Reason {
     RecipientGone,
     /// The daemon was restarted before it was taken.
     Interrupted,
+    /// The donor owes it, but needs it itself: boot memory, its last core, its guarantee.
+    DonorNeeds,
+    /// It would take the recipient beyond its limit or its devices.
+    NoRoom,
+    /// This VM did not answer: its memory is left alone until it does.
+    Unanswering(VmName),
+    /// The recipient is still so far below its guarantee, and the pool cannot help.
+    PoolLacks(Shortage),
 }
 
 /// Something worth saying about a move that arrived.

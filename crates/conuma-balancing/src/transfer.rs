@@ -12,15 +12,15 @@ use crate::engine::Engine;
 use crate::holding::{MemoryDemand, Resources};
 use crate::ledger::{Holder, TransferId};
 use crate::leg;
-use crate::loans::Remember;
-use crate::plan::{Move, Request};
+use crate::loans::{Loan, Remember};
+use crate::plan::{Move, Request, Withheld};
 use crate::report::{LegReport, Notice, Reason, Remark, Report, Shortfall, Stage, StageTime, Verdict};
 
 /// A transfer, waiting or under way.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Transfer {
     pub(crate) report: Report,
-    /// One for each move, in the order of the plan.
+    /// One for each move, in the order of the plan, then those that were withheld.
     pub(crate) legs: Vec<Leg>,
     /// When it ends at the latest, by the deadlines of its stages and of those it waits for.
     pub(crate) due: Duration,
@@ -133,6 +133,14 @@ impl Leg {
         }
     }
 
+    /// One that is over before it began.
+    pub(crate) fn withheld(of: Withheld, terms: Terms) -> Self {
+        let mut leg = Self::new(&of.step, terms);
+        let Move { from: now_with, what, .. } = of.step;
+        leg.report.shortfalls.push(Shortfall { what, why: of.why, now_with });
+        leg
+    }
+
     fn knobs(&self) -> Knobs {
         let planned = &self.report.planned;
         let vms = [&planned.from, &planned.to].into_iter().filter_map(vm_of);
@@ -186,7 +194,7 @@ impl Leg {
     /// `what` is now with the recipient, by the ledger.
     pub(crate) fn arrived(&mut self, what: &Resources, engine: &mut Engine) {
         self.report.arrived.add(what);
-        let left = engine.state.ledger.held(&self.from).clone();
+        let left = engine.can_part_with(&self.from);
         let remember = if self.terms.loan { Remember::Yes } else { Remember::No };
         engine.state.loans.moved(what, &self.from, &self.to, &left, remember);
     }
@@ -194,7 +202,7 @@ impl Leg {
     /// `what` went back from the recipient, by the ledger.
     pub(crate) fn unarrived(&mut self, what: &Resources, engine: &mut Engine) {
         self.report.arrived = self.report.arrived.saturating_sub(what);
-        let left = engine.state.ledger.held(&self.to).clone();
+        let left = engine.can_part_with(&self.to);
         engine.state.loans.moved(what, &self.to, &self.from, &left, Remember::No);
     }
 
@@ -249,11 +257,14 @@ pub(crate) fn knobs_of_request(request: &Request, engine: &Engine) -> Knobs {
     match request {
         Request::Lend { from, to, what, .. } => &pairs(from, of_demand(what)) | &pairs(to, of_demand(what)),
         Request::Set { vm, what, .. } => pairs(vm, of_demand(what)),
-        Request::Recall { to } => {
-            let all = every_node.iter().copied().chain([Knob::Gates]).collect();
-            let loans = engine.state.loans.all().iter().filter(|loan| loan.lender == *to);
+        Request::Recall { to, from, what } => {
+            let all = || every_node.iter().copied().chain([Knob::Gates]).collect();
+            let owes = |loan: &&Loan| {
+                loan.lender == *to && from.as_ref().is_none_or(|from| vm_of(&loan.borrower) == Some(from))
+            };
+            let loans = engine.state.loans.all().iter().filter(owes);
             let borrowers = loans.filter_map(|loan| Some(pairs(vm_of(&loan.borrower)?, knobs_for(&loan.what))));
-            borrowers.fold(pairs(to, all), |sum, knobs| &sum | &knobs)
+            borrowers.fold(pairs(to, what.as_ref().map_or_else(all, of_demand)), |sum, knobs| &sum | &knobs)
         }
     }
 }

@@ -25,9 +25,14 @@ use crate::report::{Reason, Remark, Stage};
 use crate::timing::Timing;
 use crate::transfer::{Leg, Step, vm_of};
 
-/// The longest that moving cores can last.
+/// The longest that moving cores can last. The last look at run times may begin when the time for that ends.
 pub(crate) fn longest(timing: &Timing) -> Duration {
-    timing.agent * 2 + timing.verify + timing.gate() * 2
+    timing.agent * 2 + timing.verify + last_look(timing) + timing.gate() * 2
+}
+
+/// A look at run times lasts its window, and the answer as long as any of the host's.
+fn last_look(timing: &Timing) -> Duration {
+    timing.idle_window + timing.host
 }
 
 /// Begins: nothing has been asked of anyone yet.
@@ -127,7 +132,7 @@ fn verify(leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, now:
         _ => {
             let window = engine.timing.idle_window;
             let kind = ActionKind::VerifyIdle { cpus: leg.load.cpus.clone(), window };
-            let limit = now + engine.timing.host + window;
+            let limit = now + last_look(&engine.timing);
             leg.asked = Some(engine.issue(&vm, limit, kind, Owner::Leg(id, place)));
             Step::Waits
         }

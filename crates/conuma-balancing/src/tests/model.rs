@@ -299,14 +299,14 @@ fn hash_canonical(world: &World, hasher: &mut impl Hasher) {
 fn cores(faults: u8) -> Small {
     let host = host(1, 3, 1, 2);
     let specs = vec![spec(&host, "a", "0-1", 1), spec(&host, "b", "2", 1)];
-    Small::new(host, specs, vec![lend("a", "b", of_cpus("1")), Request::Recall { to: name("a") }], faults)
+    Small::new(host, specs, vec![lend("a", "b", of_cpus("1")), recall("a")], faults)
 }
 
 /// `a` can spare two units of memory.
 fn memory(faults: u8) -> Small {
     let host = host(1, 2, 1, 4);
     let specs = vec![spec(&host, "a", "0", 3), spec(&host, "b", "1", 1)];
-    Small::new(host, specs, vec![lend("a", "b", of_memory(0, 2)), Request::Recall { to: name("a") }], faults)
+    Small::new(host, specs, vec![lend("a", "b", of_memory(0, 2)), recall("a")], faults)
 }
 
 #[test]

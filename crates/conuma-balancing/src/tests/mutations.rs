@@ -13,6 +13,7 @@
 //! | count an answer twice | `a_doubled_answer_changes_nothing` |
 //! | plan without what is already on its way out | `a_guarantee_counts_what_is_already_on_its_way_out` |
 //! | do not check guarantees | `a_guarantee_is_kept_unless_the_owner_agrees` |
+//! | recall what the borrower needs itself | `a_recall_of_all_that_is_owed_is_never_refused` |
 
 use super::world::*;
 use crate::*;

@@ -95,7 +95,7 @@ fn a_guarantee_is_kept_unless_the_owner_agrees() {
     world.ask(agreed).unwrap();
     world.run_until_settled();
     assert_eq!(world.holds("b"), "CPUs 1-3, node0=128M");
-    world.ask(Request::Recall { to: name("a") }).unwrap();
+    world.ask(recall("a")).unwrap();
     world.run_until_settled();
     assert_eq!(world.holds("a"), "CPUs 0-2, node0=512M");
 }
@@ -144,7 +144,7 @@ fn a_recall_takes_from_the_pool_what_a_borrower_left_there() {
     world.ask(lend("a", "b", of_cpus("8-9"))).unwrap();
     world.run_until_settled();
     world.kill(&name("b"));
-    world.ask(Request::Recall { to: name("a") }).unwrap();
+    world.ask(recall("a")).unwrap();
     world.run_until_settled();
     assert_eq!(world.holds("a"), "CPUs 0-9, node0=512M, node1=512M");
     assert!(world.engine.loans().is_empty());
@@ -160,7 +160,8 @@ fn a_plan_that_breaks_an_invariant_is_refused_whoever_made_it() {
         (pool.clone(), Resources { cpus: cpus("2-3"), memory: on(0, 2) }),
     ]);
     let verdict = |from: &Holder, to: &Holder, what: Resources| {
-        let plan = TransferPlan { moves: vec![Move { from: from.clone(), to: to.clone(), what }], choices: vec![] };
+        let plan =
+            TransferPlan { moves: vec![Move { from: from.clone(), to: to.clone(), what }], ..TransferPlan::default() };
         check_plan(&host, &specs, &books, &plan, &Default::default()).map_err(|violation| violation.to_string())
     };
     let cores = |list: &str| Resources::cores(cpus(list));

@@ -21,6 +21,7 @@ use crate::*;
 enum Op {
     Lend { from: usize, to: usize, cores: usize, node: u32, memory: u64, below: bool },
     Recall(usize),
+    RecallPart { to: usize, from: Option<usize>, cores: usize, node: u32, memory: u64 },
     Set { vm: usize, cores: usize, node: u32, memory: u64 },
     Deliver { pick: usize, fate: Fate },
     GuestMoves { vm: usize, node: u32 },
@@ -53,6 +54,8 @@ fn ops() -> impl Strategy<Value = Op> {
     prop_oneof![
         4 => lend.prop_map(|(from, to, cores, node, memory, below)| Op::Lend { from, to, cores, node, memory, below }),
         2 => vm.clone().prop_map(Op::Recall),
+        1 => (vm.clone(), prop::option::of(vm.clone()), 0..3usize, 0..NODES, 0..3u64)
+            .prop_map(|(to, from, cores, node, memory)| Op::RecallPart { to, from, cores, node, memory }),
         2 => (vm.clone(), 1..5usize, 0..NODES, 1..5u64)
             .prop_map(|(vm, cores, node, memory)| Op::Set { vm, cores, node, memory }),
         40 => (0..8usize, fates()).prop_map(|(pick, fate)| Op::Deliver { pick, fate }),
@@ -96,7 +99,11 @@ fn play(world: &mut World, op: &Op) {
             let what = demand(cores, node, memory);
             let _ = world.ask(Request::Lend { from: vm(from), to: vm(to), what, below_guarantee: below });
         }
-        Op::Recall(to) => drop(world.ask(Request::Recall { to: vm(to) })),
+        Op::Recall(to) => drop(world.ask(recall(NAMES[to]))),
+        Op::RecallPart { to, from, cores, node, memory } => {
+            let what = Some(demand(cores, node, memory));
+            drop(world.ask(Request::Recall { to: vm(to), from: from.map(vm), what }));
+        }
         Op::Set { vm: index, cores, node, memory } => {
             let what = demand(cores, node, memory);
             drop(world.ask(Request::Set { vm: vm(index), what, below_guarantee: false }));
@@ -124,8 +131,11 @@ fn play(world: &mut World, op: &Op) {
 }
 
 /// Plays a script and looks with `check` after every step.
-fn run(script: &[Op], mut check: impl FnMut(&World)) -> World {
-    let mut world = world();
+fn run(script: &[Op], check: impl FnMut(&World)) -> World {
+    run_from(world(), script, check)
+}
+
+fn run_from(mut world: World, script: &[Op], mut check: impl FnMut(&World)) -> World {
     check(&world);
     for op in script {
         play(&mut world, op);
@@ -180,6 +190,22 @@ proptest! {
     }
 
     #[test]
+    fn a_recall_of_all_that_is_owed_is_never_refused(script in scripts()) {
+        // What `b` borrowed is all that it has.
+        let mut world = world();
+        world.ask(lend("a", "b", of_cpus("2-3"))).unwrap();
+        world.run_until_settled();
+        world.ask(Request::Set { vm: name("b"), what: of_cpus("2-3"), below_guarantee: false }).unwrap();
+        world.run_until_settled();
+        run_from(world, &script, |world| {
+            for name in world.vms.keys() {
+                let plan = world.engine.preview(&recall(name.as_str()));
+                assert!(plan.is_ok(), "{name}: {plan:?}\n{:#?}", world.engine.state());
+            }
+        });
+    }
+
+    #[test]
     fn every_transfer_ends_by_its_deadline(script in scripts()) {
         let mut world = run(&script, |world| none_of(world, |violation| matches!(violation, Violation::Overdue { .. })));
         // Nobody answers any more: everything ends all the same.
@@ -229,7 +255,7 @@ proptest! {
     }
 }
 
-/// The scripts are no good if they never get anywhere: all that can become of a transfer must occur.
+/// The scripts are no good if they never get anywhere: all that can become of a transfer that moves must occur.
 #[test]
 fn the_scripts_reach_what_can_become_of_a_transfer() {
     let mut runner = TestRunner::deterministic();

@@ -9,14 +9,14 @@ use super::world::*;
 use crate::*;
 
 /// Two VMs on two nodes: four cores and eight units of memory each.
-fn pair() -> World {
+pub(super) fn pair() -> World {
     let host = host(2, 4, 1, 8);
     let specs = vec![spec(&host, "a", "0-3", 3), spec(&host, "b", "4-7", 3)];
     World::with(host, specs)
 }
 
 /// Runs `request` to its end; each action meets the fate that `fate` names, `None` leaves it in flight.
-fn run(world: &mut World, request: Request, fate: impl Fn(&Action) -> Option<Fate>) -> Report {
+pub(super) fn run(world: &mut World, request: Request, fate: impl Fn(&Action) -> Option<Fate>) -> Report {
     let id = world.ask(request).unwrap();
     for _ in 0..10_000 {
         world.check();
@@ -39,7 +39,7 @@ fn run(world: &mut World, request: Request, fate: impl Fn(&Action) -> Option<Fat
     panic!("never ends: {:#?}", world.report(id));
 }
 
-fn works(_: &Action) -> Option<Fate> {
+pub(super) fn works(_: &Action) -> Option<Fate> {
     Some(Fate::Works)
 }
 
@@ -47,7 +47,7 @@ fn stages(report: &Report) -> Vec<Vec<Stage>> {
     report.legs.iter().map(|leg| leg.stages.iter().map(|time| time.stage).collect()).collect()
 }
 
-fn shortfalls(report: &Report) -> Vec<(String, Reason, String)> {
+pub(super) fn shortfalls(report: &Report) -> Vec<(String, Reason, String)> {
     let all = report.legs.iter().flat_map(|leg| &leg.shortfalls);
     all.map(|short| (short.what.to_string(), short.why.clone(), short.now_with.to_string())).collect()
 }
@@ -70,7 +70,7 @@ fn cores_and_memory_move_and_come_back() {
     assert_eq!(world.holds("b"), "CPUs 2-7, node0=384M, node1=640M");
     assert_eq!(world.vms[&name("b")].using, Some(cpus("2-7")));
 
-    let back = run(&mut world, Request::Recall { to: name("a") }, works);
+    let back = run(&mut world, recall("a"), works);
     assert_eq!(back.verdict, Verdict::Complete);
     assert_eq!(world.holds("a"), "CPUs 0-3, node0=384M, node1=384M");
     assert!(world.engine.loans().is_empty());
@@ -304,7 +304,7 @@ fn a_recall_does_not_depend_on_the_borrowers_consent() {
         let leaves = action.vm == name("b") && matches!(action.kind, ActionKind::AgentApply { .. });
         Some(if leaves { Fate::Refused } else { Fate::Works })
     };
-    let report = run(&mut world, Request::Recall { to: name("a") }, refuses);
+    let report = run(&mut world, recall("a"), refuses);
     assert_eq!(report.verdict, Verdict::Complete);
     assert_eq!(report.legs[0].remarks, [Remark::DonorRefused("exclusive".into())]);
     assert_eq!(world.vms[&name("b")].open, cpus("4-7"));

@@ -109,6 +109,10 @@ pub(super) fn lend(from: &str, to: &str, what: Demand) -> Request {
     Request::Lend { from: name(from), to: name(to), what, below_guarantee: false }
 }
 
+pub(super) fn recall(to: &str) -> Request {
+    Request::Recall { to: name(to), from: None, what: None }
+}
+
 pub(super) fn of_cpus(list: &str) -> Demand {
     Demand { cores: Some(CoreDemand::Cpus(cpus(list))), memory: None }
 }

@@ -155,9 +155,15 @@ pub fn result(transfer: &Transfer, style: Style) -> String {
     }
     for leg in &transfer.legs {
         for shortfall in &leg.shortfalls {
-            let what = amount::resources(&shortfall.what);
-            let with = &shortfall.now_with;
-            text.push_str(&format!("{} {what} is with {with}: {}\n", style.warn("not moved:"), shortfall.message));
+            let head = style.warn("not moved:");
+            let what = &shortfall.what;
+            text.push_str(&match what.cpus.is_empty() && what.memory.is_empty() {
+                true => format!("{head} {}\n", shortfall.message),
+                false => {
+                    let (what, with) = (amount::resources(what), &shortfall.now_with);
+                    format!("{head} {what} is with {with}: {}\n", shortfall.message)
+                }
+            });
         }
         for remark in &leg.remarks {
             text.push_str(&format!(

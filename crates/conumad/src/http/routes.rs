@@ -122,7 +122,7 @@ pub(super) async fn transfer(State(room): Shared, Path(id): Path<String>) -> Ans
         (status = 404, body = Problem), (status = 409, body = Problem)))]
 pub(super) async fn order(State(room): Shared, body: Bytes) -> Answer<TransferAnswer> {
     let TransferOrder { request, preview } = read_json(&body)?;
-    let request = room.core.look(|engine, _| wire::engine_request(request, engine)).await.map_err(stopping)??;
+    let request = wire::engine_request(request);
     if preview {
         let planned = room.core.look(move |engine, _| engine.preview(&request)).await.map_err(stopping)?;
         return Ok(Json(TransferAnswer::Plan(wire::plan(&planned.map_err(|why| wire::refusal(&why))?))));

@@ -5,8 +5,8 @@ use std::time::Duration;
 use conuma_api as api;
 use conuma_api::{Code, Problem};
 use conuma_balancing::{
-    CoreChoice, CoreReason, Demand, Engine, Failure, Holder, LegReport, MemoryDemand, Move, Notice, Reason, Refusal,
-    Remark, Report, Request, Resources, Shortfall, Stage, TransferPlan, Verdict,
+    CoreChoice, CoreReason, Engine, Failure, LegReport, Move, Notice, Reason, Refusal, Remark, Report, Request,
+    Shortfall, Stage, TransferPlan, Verdict,
 };
 use serde::Serialize;
 
@@ -27,7 +27,10 @@ pub(crate) fn refusal(of: &Refusal) -> Problem {
     let code = match of {
         Refusal::UnknownVm(_) => Code::NotFound,
         Refusal::AlreadyStarted(_) => Code::Exists,
-        Refusal::SameVm(_) | Refusal::NotWholeCores { .. } | Refusal::NoSuchNode(_) => Code::BadRequest,
+        Refusal::SameVm(_)
+        | Refusal::NotWholeCores { .. }
+        | Refusal::NoSuchNode(_)
+        | Refusal::SeveralBorrowers { .. } => Code::BadRequest,
         Refusal::Unsound(_) => Code::Internal,
         _ => Code::Refused,
     };
@@ -36,66 +39,23 @@ pub(crate) fn refusal(of: &Refusal) -> Problem {
         Refusal::NotHeld { .. } | Refusal::TooFewCores { .. } | Refusal::TooLittleMemory { .. } => {
             problem.with_hint("`conuma show` tells who holds what")
         }
+        Refusal::NotLent { .. } => problem.with_hint("`conuma show` tells the loans"),
+        Refusal::SeveralBorrowers { .. } => problem.with_hint("say with --from which should give"),
         Refusal::BelowGuarantee { .. } => problem.with_hint("it gets it back with `conuma recall` at any time"),
         _ => problem,
     }
 }
 
-/// What the engine is asked for. A recall of only a part is a loan back to the lender, of no more than is owed.
-pub(crate) fn engine_request(of: api::TransferRequest, engine: &Engine) -> Result<Request, Problem> {
+/// What the engine is asked for.
+pub(crate) fn engine_request(of: api::TransferRequest) -> Request {
     match of {
         api::TransferRequest::Lend { from, to, what, below_guarantee } => {
-            Ok(Request::Lend { from, to, what: engine_demand(what), below_guarantee })
+            Request::Lend { from, to, what: engine_demand(what), below_guarantee }
         }
         api::TransferRequest::Set { vm, what, below_guarantee } => {
-            Ok(Request::Set { vm, what: engine_demand(what), below_guarantee })
+            Request::Set { vm, what: engine_demand(what), below_guarantee }
         }
-        api::TransferRequest::Recall { to, from: None, what: None } => Ok(Request::Recall { to }),
-        api::TransferRequest::Recall { to, from, what } => {
-            let loans = || {
-                engine.loans().iter().filter(|loan| loan.lender == to).filter_map(|loan| match &loan.borrower {
-                    Holder::Vm(borrower) => Some((borrower, &loan.what)),
-                    _ => None,
-                })
-            };
-            let borrowers: Vec<_> =
-                loans().filter(|(borrower, _)| from.as_ref().is_none_or(|from| from == *borrower)).collect();
-            let (borrower, owed) = match borrowers.as_slice() {
-                [only] => *only,
-                [] => {
-                    let whom = from.map_or("nobody".into(), |from| format!("{from} nothing"));
-                    return Err(Problem::new(Code::Refused, format!("{to} lent {whom}"))
-                        .with_hint("`conuma show` tells the loans"));
-                }
-                several => {
-                    let names: Vec<String> = several.iter().map(|(borrower, _)| borrower.to_string()).collect();
-                    let message = format!("{to} lent to several VMs: {}", names.join(", "));
-                    return Err(Problem::new(Code::BadRequest, message).with_hint("say with --from which should give"));
-                }
-            };
-            let what = match what {
-                Some(what) => engine_demand(what),
-                None => all_of(owed),
-            };
-            within(&what, owed, engine)
-                .map_err(|excess| Problem::new(Code::Refused, format!("{borrower} owes {to} {owed}, not {excess}")))?;
-            Ok(Request::Lend { from: borrower.clone(), to, what, below_guarantee: false })
-        }
-    }
-}
-
-fn all_of(owed: &Resources) -> Demand {
-    Demand {
-        cores: (!owed.cpus.is_empty()).then(|| conuma_balancing::CoreDemand::Cpus(owed.cpus.clone())),
-        memory: (!owed.memory.is_empty()).then(|| MemoryDemand::PerNode(owed.memory.clone())),
-    }
-}
-
-fn within(what: &Demand, owed: &Resources, engine: &Engine) -> Result<(), String> {
-    let beyond = conuma_balancing::shortages(engine.host(), what, owed);
-    match beyond.first() {
-        None => Ok(()),
-        Some(excess) => Err(format!("{excess} more")),
+        api::TransferRequest::Recall { to, from, what } => Request::Recall { to, from, what: what.map(engine_demand) },
     }
 }
 
@@ -107,7 +67,9 @@ fn api_request(of: &Request) -> api::TransferRequest {
             what: demand(what),
             below_guarantee: *below_guarantee,
         },
-        Request::Recall { to } => api::TransferRequest::Recall { to: to.clone(), from: None, what: None },
+        Request::Recall { to, from, what } => {
+            api::TransferRequest::Recall { to: to.clone(), from: from.clone(), what: what.as_ref().map(demand) }
+        }
         Request::Set { vm, what, below_guarantee } => {
             api::TransferRequest::Set { vm: vm.clone(), what: demand(what), below_guarantee: *below_guarantee }
         }
@@ -187,6 +149,10 @@ fn shortfall(of: &Shortfall) -> api::Shortfall {
         Reason::DonorGone => "the giver ended".into(),
         Reason::RecipientGone => "the recipient ended".into(),
         Reason::Interrupted => "the daemon was restarted before it was taken".into(),
+        Reason::DonorNeeds => "it is owed, but a VM keeps its boot memory, its last core and its guarantee".into(),
+        Reason::NoRoom => "the recipient has no room for it: its limit, or its devices".into(),
+        Reason::Unanswering(vm) => format!("{vm} does not answer: its memory is left alone until it does"),
+        Reason::PoolLacks(short) => format!("the recipient is still {short} short of its guarantee"),
     };
     api::Shortfall { what: resources(&of.what), code: kind_of(&of.why), message, now_with: holder(&of.now_with) }
 }
