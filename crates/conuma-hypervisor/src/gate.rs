@@ -160,7 +160,11 @@ impl VmCgroups {
     pub fn adopt(&self, process: Pid, vcpu_threads: &BTreeMap<VcpuId, Tid>) -> Result<usize, GateError> {
         let mut moved = 0;
         for (vcpu, thread) in vcpu_threads {
-            moved += self.place(&self.leaf(*vcpu), *thread)?;
+            match self.place(&self.leaf(*vcpu), *thread) {
+                // A guest can eject a CPU: then its thread ends.
+                Err(GateError::Cgroup(error)) if error.is_gone() => {}
+                placed => moved += placed?,
+            }
         }
         let emulator = self.domain.child(EMULATOR);
         let others: Vec<Tid> = self

@@ -19,6 +19,9 @@ pub trait Gates: Send + Sync + Debug {
     /// Whether they are there.
     fn exist(&self) -> bool;
 
+    /// Whether any process is behind them.
+    fn in_use(&self) -> Result<bool, GateError>;
+
     /// The file that a process writes its id to before it becomes the VM's, if it must.
     fn entrance(&self) -> Option<PathBuf>;
 
@@ -76,6 +79,10 @@ impl Gates for VmCgroups {
 
     fn exist(&self) -> bool {
         self.exists()
+    }
+
+    fn in_use(&self) -> Result<bool, GateError> {
+        Ok(self.domain().populated()?)
     }
 
     fn entrance(&self) -> Option<PathBuf> {

@@ -61,6 +61,10 @@ impl Gates for MemoryGates {
         lock(&self.state).is_some()
     }
 
+    fn in_use(&self) -> Result<bool, GateError> {
+        Ok(false)
+    }
+
     fn entrance(&self) -> Option<PathBuf> {
         None
     }

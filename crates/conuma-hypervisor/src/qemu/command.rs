@@ -38,7 +38,6 @@ pub fn command_line(plan: &BindingPlan, facts: &HypervisorFacts) -> Vec<String> 
         args.add("-device", format!("vhost-vsock-pci,id=vsock0,guest-cid={cid}"));
     }
     flexible_memory(plan, facts, &mut args);
-    passed_devices(plan, &mut args);
     boot(plan, &mut args);
     args.add("-qmp", format!("unix:{},server=on,wait=off", escaped(&plan.files.qmp_socket)));
     args.add("-pidfile", plan.files.pid_file.display().to_string());
@@ -47,6 +46,8 @@ pub fn command_line(plan: &BindingPlan, facts: &HypervisorFacts) -> Vec<String> 
         args.add("-serial", "chardev:console");
     }
     args.0.extend(plan.qemu_args.iter().cloned());
+    // Last: a device without a `bus=` goes to the newest host bridge before it.
+    passed_devices(plan, &mut args);
     args.0
 }
 

@@ -63,8 +63,8 @@ impl Qemu {
         if plan.cid.is_some() && !self.facts.vsock {
             return Err(refused("this QEMU has no vhost-vsock device"));
         }
-        let passes = self.facts.vfio && self.facts.pxb_pcie;
-        if !plan.bridges.is_empty() && !passes {
+        let lacking = !self.facts.vfio || !self.facts.pxb_pcie;
+        if lacking && !plan.bridges.is_empty() {
             return Err(refused("this QEMU has no vfio-pci or no pxb-pcie device, so none can be passed through"));
         }
         Ok(())
@@ -137,15 +137,24 @@ impl Hypervisor for Qemu {
     async fn attach(&self, plan: &BindingPlan) -> Result<Option<Arc<dyn Vm>>, HypervisorError> {
         let gates = self.gates.of(&plan.name);
         let failed = |source| HypervisorError::Qmp { vm: plan.name.clone(), source };
+        let refused = |reason: String| HypervisorError::Refused { vm: plan.name.clone(), reason };
+        let in_use = || {
+            let failed = |source| HypervisorError::Gate { vm: plan.name.clone(), source };
+            Ok::<_, HypervisorError>(gates.exist() && gates.in_use().map_err(failed)?)
+        };
         let qmp = match Qmp::connect(&plan.files.qmp_socket, ATTACH_BUDGET).await {
             Ok(qmp) => qmp,
+            // A monitor that is not there, or takes nobody, says nothing about the process.
+            Err(error @ QmpError::Connect { .. }) if in_use()? => {
+                let reason = error;
+                return Err(refused(format!("its processes run, but its monitor cannot be reached: {reason}")));
+            }
             Err(QmpError::Connect { .. }) => {
                 self.clean_up(plan, gates.as_ref()).await?;
                 return Ok(None);
             }
             Err(error) => return Err(failed(error)),
         };
-        let refused = |reason: String| HypervisorError::Refused { vm: plan.name.clone(), reason };
         let name = qmp.call("query-name", json!({}), ATTACH_BUDGET).await.map_err(failed)?;
         if name["name"] != plan.name.as_str() {
             return Err(refused(format!("its monitor belongs to a VM that calls itself {}", name["name"])));

@@ -187,9 +187,14 @@ impl Vm for QemuVm {
         let time = |vcpu: &VcpuId| {
             let thread =
                 *self.threads.get(vcpu).ok_or_else(|| GateError::NoVcpu { vm: self.name.clone(), vcpu: *vcpu })?;
-            Ok((*vcpu, self.proc.task_schedstat(self.process.pid(), thread)?.ran))
+            match self.proc.task_schedstat(self.process.pid(), thread) {
+                // Its guest has ejected the CPU: it does not run.
+                Err(error) if error.is_gone() => Ok(None),
+                stat => Ok(Some((*vcpu, stat?.ran))),
+            }
         };
-        vcpus.iter().map(time).collect::<Result<_, GateError>>().map_err(|source| self.gate_failed(source))
+        let times = vcpus.iter().map(time).collect::<Result<Vec<_>, GateError>>();
+        times.map(|times| times.into_iter().flatten().collect()).map_err(|source| self.gate_failed(source))
     }
 
     async fn adopt_threads(&self) -> Result<usize> {
@@ -225,7 +230,8 @@ impl Vm for QemuVm {
     }
 }
 
-/// The vCPU threads by QEMU's own account; every vCPU of the plan must have one.
+/// The vCPU threads by QEMU's own account. A guest can eject CPUs, so some may be missing, but none may be there that the
+/// plan does not have.
 async fn vcpu_threads(plan: &BindingPlan, qmp: &Qmp) -> Result<BTreeMap<VcpuId, Tid>> {
     let vm = || plan.name.clone();
     let failed = |source| HypervisorError::Qmp { vm: vm(), source };
@@ -237,10 +243,9 @@ async fn vcpu_threads(plan: &BindingPlan, qmp: &Qmp) -> Result<BTreeMap<VcpuId, 
     let threads = threads.ok_or_else(|| {
         failed(QmpError::Malformed { command: command.into(), reason: "no cpu-index or thread-id".into() })
     })?;
-    let expected: Vec<VcpuId> = plan.replica.vcpus.iter().map(|vcpu| vcpu.id).collect();
-    if !threads.keys().eq(expected.iter()) {
-        let there: conuma_topology::VcpuSet = threads.keys().copied().collect();
-        let wanted: conuma_topology::VcpuSet = expected.into_iter().collect();
+    let there: conuma_topology::VcpuSet = threads.keys().copied().collect();
+    let wanted: conuma_topology::VcpuSet = plan.replica.vcpus.iter().map(|vcpu| vcpu.id).collect();
+    if there.is_empty() || !there.is_subset(&wanted) {
         return Err(HypervisorError::Refused {
             vm: vm(),
             reason: format!("QEMU has vCPUs {there}, the plan wants {wanted}"),
