@@ -126,6 +126,11 @@ impl Lab {
             .with_context(|| format!("in guest {vm}: {script}"))
     }
 
+    /// Whether it still runs: an emulated host that runs guests now and then panics, and ends then.
+    pub fn is_alive(&self) -> bool {
+        self.run_within(&["/bin/true"], Duration::from_secs(60)).is_ok()
+    }
+
     /// Copies what was logged inside to [`Self::logs`].
     pub fn collect_logs(&self) {
         let script = "for f in /run/*.log /run/*.console /var/lib/conuma/vms/*/qemu.log; do \
@@ -183,7 +188,7 @@ fn spawn_qemu(image: &image::HostImage, spec: &LabSpec, socket: &Path, console: 
     command.arg("-initrd").arg(&image.initrd);
     command.args([
         "-append",
-        "console=ttyS0 quiet nowatchdog mitigations=off no_timer_check init_on_alloc=0 rdinit=/init",
+        "console=ttyS0 quiet nowatchdog mitigations=off no_timer_check init_on_alloc=0 panic=-1 rdinit=/init",
     ]);
     command.stdin(Stdio::null()).stdout(Stdio::null());
     let errors = File::create(console.with_file_name("qemu.log"))?;

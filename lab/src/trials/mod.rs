@@ -9,7 +9,8 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::host::Kit;
+use crate::host::{Kit, Lab};
+use crate::stage::Stage;
 pub(crate) use grid::{GUESTS, TOPOLOGY};
 
 /// What a trial says in the end.
@@ -64,18 +65,23 @@ impl Report {
         Ok(())
     }
 
-    /// Runs the wanted trials of a series on its stage; `on_failure` sees to the logs. A stage that could not be opened
-    /// fails them all.
-    pub(crate) fn series<S>(&mut self, trials: &[Trial<S>], stage: &Result<S>, on_failure: impl Fn(&S)) -> Result<()> {
-        for trial in trials {
-            if !trial.name.contains(&self.filter) {
-                continue;
-            }
+    /// Runs the wanted trials of a series on its stage. A stage that could not be opened fails them all; when one has died
+    /// under a trial, which the emulator does to it now and then, the trial is run again on a new one.
+    pub(crate) fn series<S: Theatre>(&mut self, trials: &[Trial<S>], open: impl Fn() -> Result<S>) -> Result<()> {
+        if !self.wants(trials) {
+            return Ok(());
+        }
+        let mut stage = open();
+        for trial in trials.iter().filter(|trial| trial.name.contains(&self.filter)) {
             let began = Instant::now();
-            let verdict = match stage {
-                Ok(stage) => (trial.body)(stage),
-                Err(error) => Err(anyhow::anyhow!("its host did not come up: {error:#}")),
-            };
+            let mut verdict = perform(trial, &stage);
+            if verdict.is_err() && stage.as_ref().is_ok_and(|stage| !stage.is_alive()) {
+                writeln!(std::io::stdout(), "lab trial {}: the virtual host died; once more on a new one", trial.name)?;
+                // The old one must be gone first: there is room for one.
+                drop(stage);
+                stage = open();
+                verdict = perform(trial, &stage);
+            }
             let seconds = began.elapsed().as_secs_f32();
             let mut out = std::io::stdout().lock();
             match verdict {
@@ -86,12 +92,48 @@ impl Report {
                 Err(error) => {
                     self.tally.failed += 1;
                     writeln!(out, "lab trial {} ... FAILED ({seconds:.1} s)\n{error:?}\n", trial.name)?;
-                    if let Ok(stage) = stage {
-                        on_failure(stage);
+                    if let Ok(stage) = &stage {
+                        stage.collect_logs();
                     }
                 }
             }
         }
         Ok(())
+    }
+}
+
+fn perform<S>(trial: &Trial<S>, stage: &Result<S>) -> Verdict {
+    match stage {
+        Ok(stage) => (trial.body)(stage),
+        Err(error) => Err(anyhow::anyhow!("its host did not come up: {error:#}")),
+    }
+}
+
+/// Where trials run.
+pub(crate) trait Theatre {
+    /// Whether it still stands.
+    fn is_alive(&self) -> bool;
+
+    /// Keeps what was logged in it.
+    fn collect_logs(&self);
+}
+
+impl Theatre for Lab {
+    fn is_alive(&self) -> bool {
+        Self::is_alive(self)
+    }
+
+    fn collect_logs(&self) {
+        Self::collect_logs(self);
+    }
+}
+
+impl Theatre for Stage {
+    fn is_alive(&self) -> bool {
+        self.lab.is_alive()
+    }
+
+    fn collect_logs(&self) {
+        self.lab.collect_logs();
     }
 }

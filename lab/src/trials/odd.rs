@@ -15,24 +15,21 @@ const TOPOLOGY: &str = "node0 cpus=0-3 mem=2G; node1 cpus=4-7; node2 mem=1G; smt
 /// The kernel of the guests, where the distribution has one so old.
 const OLDER: &str = "guest-6.1";
 
-const TRIALS: [Trial<Stage>; 2] = [
+const TRIALS: [Trial<Stage>; 3] = [
     Trial { name: "an_odd_host_reads_back", body: |stage| shapes::reads_back(&stage.lab) },
     Trial { name: "smt_cpuless_and_memoryless_nodes_lend", body: lend },
+    Trial { name: "guests_run_the_older_kernel", body: older_kernel },
 ];
 
-const WITH_OLDER: [Trial<Stage>; 1] = [Trial { name: "guests_run_the_older_kernel", body: older_kernel }];
-
 pub(super) fn run(kit: &Kit, report: &mut Report) -> Result<()> {
-    if !report.wants(&TRIALS) && !report.wants(&WITH_OLDER) {
-        return Ok(());
-    }
     let older = kit.kernels.join(OLDER).exists();
-    let stage = Stage::open(kit, "odd", TOPOLOGY, &guests(if older { OLDER } else { GUEST_KERNELS[0] }));
-    report.series(&TRIALS, &stage, |stage| stage.lab.collect_logs())?;
+    let open = || Stage::open(kit, "odd", TOPOLOGY, &guests(if older { OLDER } else { GUEST_KERNELS[0] }));
     if older {
-        return report.series(&WITH_OLDER, &stage, |stage| stage.lab.collect_logs());
+        return report.series(&TRIALS, open);
     }
-    report.skip(&WITH_OLDER, "this distribution has no Linux 6.1")
+    let (usual, with_older) = TRIALS.split_at(2);
+    report.series(usual, open)?;
+    report.skip(with_older, "this distribution has no Linux 6.1")
 }
 
 fn guests(kernel: &'static str) -> [GuestSpec; 2] {

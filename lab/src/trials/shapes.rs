@@ -14,11 +14,8 @@ const TRIALS: [(&str, Trial<Lab>); 2] = [
 
 pub(super) fn run(kit: &Kit, report: &mut Report) -> Result<()> {
     for (topology, trial) in TRIALS {
-        let trials = [trial];
-        if report.wants(&trials) {
-            let lab = LabSpec::parse(topology).and_then(|spec| Lab::boot(kit, trials[0].name, spec));
-            report.series(&trials, &lab, Lab::collect_logs)?;
-        }
+        let name = trial.name;
+        report.series(&[trial], || Lab::boot(kit, name, LabSpec::parse(topology)?))?;
     }
     Ok(())
 }
