@@ -13,6 +13,9 @@ use crate::host::{Kit, Lab};
 use crate::stage::Stage;
 pub(crate) use grid::{GUESTS, TOPOLOGY};
 
+/// How often a trial is run again that the emulator has failed.
+const AGAIN: usize = 2;
+
 /// What a trial says in the end.
 pub(crate) type Verdict = Result<()>;
 
@@ -65,8 +68,8 @@ impl Report {
         Ok(())
     }
 
-    /// Runs the wanted trials of a series on its stage. A stage that could not be opened fails them all; when one has died
-    /// under a trial, which the emulator does to it now and then, the trial is run again on a new one.
+    /// Runs the wanted trials of a series on its stage. A stage that could not be opened fails them all; when the emulator has
+    /// failed one under a trial, the trial is run again on a new one.
     pub(crate) fn series<S: Theatre>(&mut self, trials: &[Trial<S>], open: impl Fn() -> Result<S>) -> Result<()> {
         if !self.wants(trials) {
             return Ok(());
@@ -75,8 +78,13 @@ impl Report {
         for trial in trials.iter().filter(|trial| trial.name.contains(&self.filter)) {
             let began = Instant::now();
             let mut verdict = perform(trial, &stage);
-            if verdict.is_err() && stage.as_ref().is_ok_and(|stage| !stage.is_alive()) {
-                writeln!(std::io::stdout(), "lab trial {}: the virtual host died; once more on a new one", trial.name)?;
+            for _ in 0..AGAIN {
+                let failed_by_emulator = stage.as_ref().is_ok_and(|stage| verdict.is_err() && !stage.is_sound());
+                if !failed_by_emulator {
+                    break;
+                }
+                let name = trial.name;
+                writeln!(std::io::stdout(), "lab trial {name}: the emulator failed it; once more on a new host")?;
                 // The old one must be gone first: there is room for one.
                 drop(stage);
                 stage = open();
@@ -111,16 +119,16 @@ fn perform<S>(trial: &Trial<S>, stage: &Result<S>) -> Verdict {
 
 /// Where trials run.
 pub(crate) trait Theatre {
-    /// Whether it still stands.
-    fn is_alive(&self) -> bool;
+    /// Whether what failed in it can be blamed on what was tested.
+    fn is_sound(&self) -> bool;
 
     /// Keeps what was logged in it.
     fn collect_logs(&self);
 }
 
 impl Theatre for Lab {
-    fn is_alive(&self) -> bool {
-        Self::is_alive(self)
+    fn is_sound(&self) -> bool {
+        self.is_alive()
     }
 
     fn collect_logs(&self) {
@@ -129,8 +137,8 @@ impl Theatre for Lab {
 }
 
 impl Theatre for Stage {
-    fn is_alive(&self) -> bool {
-        self.lab.is_alive()
+    fn is_sound(&self) -> bool {
+        Self::is_sound(self)
     }
 
     fn collect_logs(&self) {
