@@ -144,6 +144,12 @@ impl Settings {
         self.state.join("vms")
     }
 
+    /// How long a guest may boot, and use every CPU, before its agent has told it what it holds: 10 min for a host of
+    /// usual speed.
+    pub fn boot_grace(&self) -> Duration {
+        10 * self.timing.shrink
+    }
+
     /// The journal.
     pub fn journal(&self) -> PathBuf {
         self.state.join("journal.redb")
@@ -172,5 +178,6 @@ mod tests {
         let (patient, usual) = (config.settings(), Timing::default());
         assert_eq!(patient.timing.shrink, 3 * usual.shrink);
         assert_eq!(patient.timing.poll, usual.poll);
+        assert_eq!(patient.boot_grace(), Duration::from_secs(1800));
     }
 }

@@ -19,6 +19,7 @@ pub use gates::{MemoryGateRoot, MemoryGates};
 use crate::error::HypervisorError;
 use crate::facts::HypervisorFacts;
 use crate::gate::{Gate, GateError, Grip};
+use crate::qmp::QmpError;
 use crate::vm::{Hypervisor, MemoryState, RunState, Vm, VmEvent};
 
 /// How a fake VM misbehaves.
@@ -34,8 +35,10 @@ pub struct Faults {
     pub busy: BTreeSet<VcpuId>,
     /// Gates cannot be set.
     pub gates_stuck: bool,
-    /// Every call fails, as if QEMU did not answer.
+    /// QEMU's monitor does not answer. What goes past it works: gates, run times, an end by force.
     pub silent: bool,
+    /// Its process cannot be ended.
+    pub immortal: bool,
     /// The VM uses so much more of a node than it has plugged: what only a look from outside shows.
     pub touches: BTreeMap<NodeId, Bytes>,
     /// The guest ignores its power button.
@@ -48,6 +51,7 @@ pub struct FakeHypervisor {
     facts: HypervisorFacts,
     vms: Arc<Mutex<BTreeMap<VmName, Arc<FakeVm>>>>,
     fail_start: Arc<Mutex<Option<String>>>,
+    fault_start: Arc<Mutex<Option<Faults>>>,
 }
 
 /// A VM in memory.
@@ -71,6 +75,7 @@ struct State {
     ceiling: Option<Bytes>,
     console: String,
     faults: Faults,
+    failed: BTreeMap<&'static str, u32>,
 }
 
 const EVENT_BACKLOG: usize = 64;
@@ -87,7 +92,7 @@ impl Default for FakeHypervisor {
             vfio: true,
             pxb_pcie: true,
         };
-        Self { facts, vms: Arc::default(), fail_start: Arc::default() }
+        Self { facts, vms: Arc::default(), fail_start: Arc::default(), fault_start: Arc::default() }
     }
 }
 
@@ -100,6 +105,11 @@ impl FakeHypervisor {
     /// Lets the next start fail with this reason.
     pub fn fail_next_start(&self, reason: &str) {
         *lock(&self.fail_start) = Some(reason.to_owned());
+    }
+
+    /// Lets the next VM that is started misbehave from its beginning.
+    pub fn fault_next_start(&self, faults: Faults) {
+        *lock(&self.fault_start) = Some(faults);
     }
 }
 
@@ -119,6 +129,7 @@ impl Hypervisor for FakeHypervisor {
             return Err(HypervisorError::Exists { vm });
         }
         let started = Arc::new(FakeVm::new(plan, open, Pid(1000 + vms.len() as u32)));
+        started.set_faults(lock(&self.fault_start).take().unwrap_or_default());
         vms.insert(vm, started.clone());
         Ok(started)
     }
@@ -140,6 +151,7 @@ impl FakeVm {
             ceiling: None,
             console: String::new(),
             faults: Faults::default(),
+            failed: BTreeMap::new(),
         };
         let (events, _) = broadcast::channel(EVENT_BACKLOG);
         Self {
@@ -181,6 +193,22 @@ impl FakeVm {
         let _ = self.events.send(VmEvent::Reset);
     }
 
+    /// The guest stops as one does that cannot go on: QEMU lives, and says no more than that it is paused.
+    pub fn halt(&self) {
+        lock(&self.state).run = RunState::Stopped;
+        let _ = self.events.send(VmEvent::Paused);
+    }
+
+    /// Says that this happened, to those who listen.
+    pub fn tell(&self, event: VmEvent) {
+        let _ = self.events.send(event);
+    }
+
+    /// How often a fault made this fail: a command of QEMU's monitor, `set-gate` or `end`.
+    pub fn failed(&self, what: &str) -> u32 {
+        lock(&self.state).failed.get(what).copied().unwrap_or_default()
+    }
+
     /// The guest writes to its console.
     pub fn print(&self, text: &str) {
         lock(&self.state).console.push_str(text);
@@ -195,21 +223,27 @@ impl FakeVm {
         *self.alive.borrow()
     }
 
+    /// What goes past QEMU's monitor.
     async fn enter(&self) -> Result<MutexGuard<'_, State>, HypervisorError> {
-        let (delay, silent) = {
-            let state = lock(&self.state);
-            (state.faults.delay, state.faults.silent)
-        };
+        let delay = lock(&self.state).faults.delay;
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
         if !self.is_alive() {
             return Err(HypervisorError::Ended { vm: self.name.clone() });
         }
-        if silent {
-            return Err(HypervisorError::TimedOut { vm: self.name.clone(), what: "an answer".into(), budget: delay });
-        }
         Ok(lock(&self.state))
+    }
+
+    /// A command to QEMU's monitor.
+    async fn command(&self, command: &'static str) -> Result<MutexGuard<'_, State>, HypervisorError> {
+        let mut state = self.enter().await?;
+        if state.faults.silent {
+            state.fails(command);
+            let source = QmpError::TimedOut { command: command.into(), budget: state.faults.delay };
+            return Err(HypervisorError::Qmp { vm: self.name.clone(), source });
+        }
+        Ok(state)
     }
 
     fn device(&self, state: &State, node: NodeId) -> Result<MemoryState, HypervisorError> {
@@ -218,6 +252,10 @@ impl FakeVm {
 }
 
 impl State {
+    fn fails(&mut self, what: &'static str) {
+        *self.failed.entry(what).or_default() += 1;
+    }
+
     /// The guest plugs or unplugs until it has what was asked, as far as its faults let it.
     fn follow(&mut self, node: NodeId) {
         let Some(memory) = self.memory.get_mut(&node) else { return };
@@ -238,17 +276,20 @@ impl Vm for FakeVm {
     }
 
     async fn resume(&self) -> Result<(), HypervisorError> {
-        self.enter().await?.run = RunState::Running;
+        self.command("cont").await?.run = RunState::Running;
         let _ = self.events.send(VmEvent::Resumed);
         Ok(())
     }
 
     async fn run_state(&self) -> Result<RunState, HypervisorError> {
-        Ok(lock(&self.state).run)
+        if !self.is_alive() {
+            return Ok(RunState::Ended);
+        }
+        Ok(self.command("query-status").await?.run)
     }
 
     async fn power_down(&self) -> Result<(), HypervisorError> {
-        let ignored = self.enter().await?.faults.ignores_power_button;
+        let ignored = self.command("system_powerdown").await?.faults.ignores_power_button;
         if !ignored {
             let _ = self.events.send(VmEvent::Stopped);
             self.crash();
@@ -256,13 +297,20 @@ impl Vm for FakeVm {
         Ok(())
     }
 
-    async fn end(&self, _budget: Duration) -> Result<(), HypervisorError> {
+    async fn end(&self, budget: Duration) -> Result<(), HypervisorError> {
+        let mut state = lock(&self.state);
+        if state.faults.immortal && self.is_alive() {
+            state.fails("end");
+            let what = "the death of QEMU after a kill".into();
+            return Err(HypervisorError::TimedOut { vm: self.name.clone(), what, budget });
+        }
+        drop(state);
         self.crash();
         Ok(())
     }
 
     async fn set_requested(&self, node: NodeId, bytes: Bytes) -> Result<MemoryState, HypervisorError> {
-        let mut state = self.enter().await?;
+        let mut state = self.command("qom-set").await?;
         let device = self.device(&state, node)?;
         if bytes > device.max || bytes.round_down(self.block) != bytes {
             let reason = format!("requested-size {bytes} is above {} or no multiple of {}", device.max, self.block);
@@ -277,7 +325,7 @@ impl Vm for FakeVm {
     }
 
     async fn memory(&self, node: NodeId) -> Result<MemoryState, HypervisorError> {
-        let mut state = self.enter().await?;
+        let mut state = self.command("query-memory-devices").await?;
         if state.run == RunState::Running {
             state.follow(node);
         }
@@ -287,6 +335,7 @@ impl Vm for FakeVm {
     async fn set_gate(&self, vcpu: VcpuId, gate: Gate) -> Result<(), HypervisorError> {
         let mut state = self.enter().await?;
         if state.faults.gates_stuck {
+            state.fails("set-gate");
             return Err(HypervisorError::Refused { vm: self.name.clone(), reason: "the gate is stuck".into() });
         }
         match state.gates.get_mut(&vcpu) {
@@ -319,7 +368,7 @@ impl Vm for FakeVm {
     }
 
     async fn console(&self) -> Result<String, HypervisorError> {
-        Ok(std::mem::take(&mut self.enter().await?.console))
+        Ok(std::mem::take(&mut self.command("ringbuf-read").await?.console))
     }
 
     async fn memory_by_node(&self) -> Result<BTreeMap<NodeId, Bytes>, HypervisorError> {

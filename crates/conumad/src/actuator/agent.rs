@@ -79,7 +79,7 @@ impl Tools {
         match reply {
             Reply::Holding(HoldingOutcome { refused, timings, .. }) => {
                 tracing::debug!(vm = %self.plan.name, ?timings, "the agent applied a holding");
-                self.excuses.told();
+                self.excuses.told(std::time::Instant::now());
                 let refused = refused.into_iter().map(|refusal| RefusedCpus {
                     cpus: self.plan.replica.host_cpus(&refusal.cpus),
                     why: refusal.reason.to_string(),

@@ -153,14 +153,17 @@ impl GateLane {
 
     async fn adjust(&mut self, vcpu: VcpuId, ran: Duration, window: Duration) -> Result<(), HypervisorError> {
         let Some(brake) = self.brakes.get_mut(&vcpu) else { return Ok(()) };
-        let was = brake.grip();
+        let was = *brake;
         let grip =
             if self.tools.excuses.hold(std::time::Instant::now()) { brake.release() } else { brake.seen(ran, window) };
-        if grip == was {
+        if grip == was.grip() {
             return Ok(());
         }
         let gate = Gate::Closed(grip);
-        self.tools.vm.set_gate(vcpu, gate).await?;
+        if let Err(error) = self.tools.vm.set_gate(vcpu, gate).await {
+            *brake = was;
+            return Err(error);
+        }
         if let Some(cpu) = self.tools.plan.replica.cpu_of(vcpu) {
             let vm = self.tools.plan.name.clone();
             tracing::debug!(%vm, cpu = cpu.0, ?gate, ran_us = ran.as_micros() as u64, "brake changed");

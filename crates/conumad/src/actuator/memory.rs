@@ -22,7 +22,7 @@ impl Tools {
     async fn turn_memory(&self, action: &Action) -> Outcome {
         let (node, answer) = match &action.kind {
             ActionKind::SetRequestedSize { node, bytes } => {
-                self.excuses.asked(*node, Instant::now());
+                self.excuses.asked(*node, *bytes, Instant::now());
                 (*node, self.vm.set_requested(*node, *bytes).await)
             }
             ActionKind::PollSize { node } => (*node, self.vm.memory(*node).await),

@@ -158,3 +158,20 @@ pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_monitor_that_does_not_answer_is_late_and_one_that_is_closed_is_gone() {
+        let vm: conuma_topology::VmName = "a".parse().unwrap();
+        let qmp = |source| failure(&HypervisorError::Qmp { vm: vm.clone(), source });
+        let command = || "qom-set".to_owned();
+        assert_eq!(qmp(QmpError::TimedOut { command: command(), budget: Duration::ZERO }), Failure::TimedOut);
+        assert_eq!(qmp(QmpError::Closed { command: command() }), Failure::Unreachable);
+        let malformed = qmp(QmpError::Malformed { command: command(), reason: "no size".into() });
+        assert!(matches!(malformed, Failure::Failed(why) if why.contains("no size")));
+        assert_eq!(failure(&HypervisorError::Ended { vm: vm.clone() }), Failure::Unreachable);
+    }
+}

@@ -8,7 +8,7 @@ mod supervise;
 mod view;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -82,7 +82,10 @@ pub(crate) struct Running {
     pub(crate) baseline: Arc<Baseline>,
     pub(crate) excuses: Arc<Excuses>,
     pub(crate) reports: Mutex<Reports>,
-    pub(crate) stopping: AtomicBool,
+    /// The guest may have been reset without a word of it; its next answer tells that it is back.
+    pub(crate) reset_missed: AtomicBool,
+    /// How many are ending it.
+    stops: AtomicUsize,
 }
 
 /// The last two reports of a guest.
@@ -136,11 +139,39 @@ impl Entry {
 
 impl Running {
     fn new(vm: Arc<dyn Vm>, link: AgentLink, baseline: Arc<Baseline>, excuses: Arc<Excuses>) -> Arc<Self> {
-        Arc::new(Self { vm, link, baseline, excuses, reports: Mutex::default(), stopping: AtomicBool::new(false) })
+        Arc::new(Self {
+            vm,
+            link,
+            baseline,
+            excuses,
+            reports: Mutex::default(),
+            reset_missed: AtomicBool::new(false),
+            stops: AtomicUsize::new(0),
+        })
+    }
+
+    /// Whether someone ends it.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stops.load(Ordering::Relaxed) > 0
+    }
+
+    /// It is being ended for as long as the value lives.
+    fn stopping(self: &Arc<Self>) -> Stopping {
+        self.stops.fetch_add(1, Ordering::Relaxed);
+        Stopping(self.clone())
     }
 
     pub(crate) fn reports(&self) -> MutexGuard<'_, Reports> {
         self.reports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// See [`Running::stopping`].
+struct Stopping(Arc<Running>);
+
+impl Drop for Stopping {
+    fn drop(&mut self) {
+        self.0.stops.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep};
 
 use super::files::VmFiles;
 use super::spec::engine_spec;
+use super::supervise::warn_if_halted;
 use super::{Entry, Phase, Room, Running, observe};
 use crate::actuator::{Actuator, Baseline, Excuses, Tools, chain};
 use crate::agent::AgentLink;
@@ -84,7 +85,9 @@ impl Room {
         let name = entry.plan.name.clone();
         let mut phase = entry.phase.subscribe();
         if wait {
-            let reached = phase.wait_for(|phase| !matches!(phase, Phase::Starting)).await;
+            let reached = phase.wait_for(|phase| !matches!(phase, Phase::Starting));
+            // A VM that did not boot, and whose QEMU does not end, is starting until the daemon stops.
+            let reached = self.stop.run_until_cancelled(reached).await.ok_or_else(|| stopping(crate::core::Stopped))?;
             if let Ok(Phase::Gone(why)) = reached.as_deref() {
                 let log = VmFiles::of(&self.settings.vms(), &name).dir().join("qemu.log");
                 return Err(Problem::new(Code::Hypervisor, format!("VM {name} could not be started: {why}"))
@@ -221,7 +224,8 @@ impl Room {
         let door = self.settings.doors.of(&plan.name, plan.cid);
         let link = AgentLink::start(door, self.clock, events, stop.clone());
         let baseline = Arc::new(Baseline::default());
-        let excuses = Arc::new(Excuses::new(std::time::Instant::now()));
+        let (boot, memory) = (self.settings.boot_grace(), self.settings.timing.shrink);
+        let excuses = Arc::new(Excuses::new(std::time::Instant::now(), boot, memory));
         let running = Running::new(vm.clone(), link.clone(), baseline.clone(), excuses.clone());
         let tools = Tools {
             vm,
@@ -236,7 +240,8 @@ impl Room {
         };
         self.core.attach(plan.name.clone(), Actuator::start(Arc::new(tools), &stop));
         let (room, entry, watched) = (self.clone(), entry.clone(), running.clone());
-        self.tasks.spawn(async move { room.supervise(&entry, &watched, link_events, stop).await });
+        let events = running.vm.events();
+        self.tasks.spawn(async move { room.supervise(&entry, &watched, events, link_events, stop).await });
         running
     }
 
@@ -251,7 +256,7 @@ impl Room {
         self.tasks.spawn(async move {
             let resumed = match running.vm.run_state().await {
                 Ok(RunState::Paused) => running.vm.resume().await,
-                Ok(_) => return,
+                Ok(state) => return warn_if_halted(&plan.name, state),
                 Err(error) => Err(error),
             };
             match resumed {

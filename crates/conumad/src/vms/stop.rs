@@ -1,15 +1,17 @@
 //! Stopping a VM.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use conuma_api::{Code, Problem, StopQuery};
 use conuma_topology::VmName;
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::{Entry, Phase, Room};
+use super::start::stopping;
+use super::{Entry, Phase, Room, Running};
 use crate::actuator::chain;
+use crate::core::Stopped;
 
 /// How long a guest may take to power off unless said otherwise.
 const POWER_OFF: Duration = Duration::from_secs(30);
@@ -23,34 +25,46 @@ impl Room {
                 Problem::new(Code::Refused, format!("VM {name} is still starting")).with_hint("try again in a moment")
             );
         };
-        running.stopping.store(true, Ordering::Relaxed);
-        tracing::info!(vm = %name, how.force, "VM is stopped");
-        let asked = if how.force { running.vm.end(self.settings.step).await } else { running.vm.power_down().await };
-        asked.map_err(|error| {
-            Problem::new(Code::Hypervisor, format!("VM {name} cannot be stopped: {}", chain(&error)))
-        })?;
-        if !how.wait {
+        // On its own: whoever asked may go away, a VM that was told to end must end or be said to run on.
+        let (asked, was_asked) = oneshot::channel();
+        let (room, force, wait) = (self.clone(), how.force, how.wait);
+        let ending = self.tasks.spawn(async move {
+            let _stopping = running.stopping();
+            let budget = room.ask_to_end(&entry, &running, &how).await?;
+            // Who asked may not wait for this.
+            let _ = asked.send(());
+            room.wait_gone(&entry, budget).await
+        });
+        tracing::info!(vm = %name, force, "VM is stopped");
+        if !wait && was_asked.await.is_ok() {
             return Ok(());
         }
+        ending.await.unwrap_or_else(|_| Err(stopping(Stopped)))
+    }
+
+    /// Asks; how long it may then take to be gone.
+    async fn ask_to_end(&self, entry: &Entry, running: &Running, how: &StopQuery) -> Result<Duration, Problem> {
+        let asked = if how.force { running.vm.end(self.settings.step).await } else { running.vm.power_down().await };
+        asked.map_err(|error| {
+            let name = &entry.plan.name;
+            Problem::new(Code::Hypervisor, format!("VM {name} cannot be stopped: {}", chain(&error)))
+        })?;
         let budget = how.deadline_ms.map_or(POWER_OFF, Duration::from_millis);
-        let gone = self.wait_gone(&entry, budget + if how.force { self.settings.step } else { Duration::ZERO }).await;
-        if gone.is_err() {
-            running.stopping.store(false, Ordering::Relaxed);
-        }
-        gone
+        Ok(budget + if how.force { self.settings.step } else { Duration::ZERO })
     }
 
     async fn wait_gone(&self, entry: &Entry, budget: Duration) -> Result<(), Problem> {
         let mut phase = entry.phase.subscribe();
-        let gone = timeout(budget, phase.wait_for(|phase| matches!(phase, Phase::Gone(_)))).await;
-        match gone {
-            Ok(_) => Ok(()),
-            Err(_) => {
+        let gone = timeout(budget, phase.wait_for(|phase| matches!(phase, Phase::Gone(_))));
+        match self.stop.run_until_cancelled(gone).await {
+            Some(Ok(_)) => Ok(()),
+            Some(Err(_)) => {
                 let name = &entry.plan.name;
                 let message = format!("the guest of VM {name} did not power off within {} s", budget.as_secs());
                 Err(Problem::new(Code::TimedOut, message)
                     .with_hint(format!("`conuma stop {name} --force` ends it at once")))
             }
+            None => Err(stopping(Stopped)),
         }
     }
 }

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use conuma_agent_proto::{GuestFacts, Reply, Report, RequestBody};
 use conuma_api::{EventKind, ViolationInfo};
 use conuma_balancing::Event;
 use conuma_binding::BindingPlan;
-use conuma_hypervisor::{MemoryState, Vm, VmEvent};
-use conuma_topology::{Bytes, NodeId};
+use conuma_hypervisor::{MemoryState, RunState, Vm, VmEvent};
+use conuma_topology::{Bytes, NodeId, VmName};
 use tokio::sync::{broadcast, mpsc};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
@@ -22,17 +23,17 @@ use crate::agent::{AskError, LinkEvent, LinkState};
 pub(crate) const QEMU_SLACK: Bytes = Bytes::mib(256);
 
 /// Between attempts to end a QEMU that does not end.
-const END_AGAIN: Duration = Duration::from_secs(5);
+const END_AGAIN: Duration = Duration::from_secs(1);
 
 impl Room {
     pub(super) async fn supervise(
         self: &Arc<Self>,
         entry: &Arc<Entry>,
         running: &Arc<Running>,
+        mut events: broadcast::Receiver<VmEvent>,
         mut link: mpsc::Receiver<LinkEvent>,
         stop: CancellationToken,
     ) {
-        let mut events = running.vm.events();
         let mut reports = interval(self.settings.report);
         let mut audits = interval(self.settings.audit);
         reports.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -62,7 +63,7 @@ impl Room {
         if !self.end(&entry.plan, running.vm.as_ref()).await {
             return;
         }
-        let why = match running.stopping.load(std::sync::atomic::Ordering::Relaxed) {
+        let why = match running.is_stopping() {
             true => "it was stopped".to_owned(),
             false => format!("its QEMU ended; {} has what it said", entry.plan.files.log.display()),
         };
@@ -90,7 +91,7 @@ impl Room {
                 self.first_baseline(entry, running, &facts).await;
                 let holding = facts.holding.as_ref().map(|cpus| entry.plan.replica.host_cpus(cpus));
                 if holding.is_some() {
-                    running.excuses.told();
+                    running.excuses.told(Instant::now());
                 }
                 self.core.happened(Event::AgentConnected { vm: vm.clone(), newest: facts.newest.0, holding });
                 self.bus.tell(EventKind::AgentConnected { vm });
@@ -130,12 +131,23 @@ impl Room {
                 self.end(&entry.plan, running.vm.as_ref()).await;
             }
             Ok(VmEvent::MemoryChanged) => running.excuses.size_changed(Instant::now()),
-            Ok(VmEvent::Paused | VmEvent::Resumed) => {}
+            // Also what QEMU says when the guest cannot go on.
+            Ok(VmEvent::Paused) => look_if_halted(entry, running).await,
+            Ok(VmEvent::Resumed) => {}
             Err(broadcast::error::RecvError::Lagged(missed)) => {
                 tracing::warn!(%vm, missed, "events of QEMU were missed");
+                running.reset_missed.store(true, Ordering::Relaxed);
+                running.excuses.boots(Instant::now());
+                // An agent that is connected is lost by a reset: the engine learns of it by that.
+                if running.link.status().state != LinkState::Connected {
+                    self.core.happened(Event::VmReset { vm });
+                }
+                look_if_halted(entry, running).await;
             }
             // Its end is noticed by the process.
-            Err(broadcast::error::RecvError::Closed) => running.vm.ended().await,
+            Err(broadcast::error::RecvError::Closed) => {
+                self.stop.run_until_cancelled(running.vm.ended()).await;
+            }
         }
     }
 
@@ -144,6 +156,7 @@ impl Room {
             return;
         }
         let vm = &entry.plan.name;
+        let reset_missed = running.reset_missed.load(Ordering::Relaxed);
         let before = sizes(entry, running).await;
         let asked = running.link.ask(0, self.settings.step, RequestBody::Report).await;
         let answered = match asked {
@@ -152,6 +165,11 @@ impl Room {
         };
         match answered {
             Ok(Reply::Report(report)) => {
+                // Asked after the reset that may have been: the guest is back, or was never away.
+                if reset_missed {
+                    running.reset_missed.store(false, Ordering::Relaxed);
+                    running.excuses.told(Instant::now());
+                }
                 let after = sizes(entry, running).await;
                 self.reported(entry, running, report, |node| {
                     let at_rest = |state: &&MemoryState| state.requested == state.size;
@@ -217,6 +235,20 @@ impl Room {
             })
         };
         Ok(resident.into_iter().filter_map(beyond).collect())
+    }
+}
+
+/// Says so if the guest cannot go on.
+async fn look_if_halted(entry: &Entry, running: &Running) {
+    if let Ok(state) = running.vm.run_state().await {
+        warn_if_halted(&entry.plan.name, state);
+    }
+}
+
+/// A guest that cannot go on keeps what it holds, as its QEMU lives: a person has to decide.
+pub(super) fn warn_if_halted(vm: &VmName, state: RunState) {
+    if state == RunState::Stopped {
+        tracing::warn!(%vm, "the guest cannot go on, and keeps what it holds: `conuma stop {vm} --force` ends it");
     }
 }
 

@@ -1,14 +1,13 @@
 //! What the API shows of VMs, and the check of the invariants against what is in force now.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use conuma_api as api;
 use conuma_api::{
     AgentInfo, AgentState, GateState, Problem, ProcessInfo, VcpuInfo, VmDetail, VmMemory, VmState, VmSummary,
 };
-use conuma_balancing::{Life, Loan, VmView, check_against_reality, check_ledger};
+use conuma_balancing::{Engine, Ledger, Life, Loan, TransferId, VmView, check_against_reality, check_ledger};
 use conuma_hypervisor::gate::Gate;
 use conuma_topology::{Bytes, NodeId, VcpuId, VmName};
 use tokio::time::timeout;
@@ -84,21 +83,31 @@ impl Room {
     pub(crate) async fn check(&self) -> Result<api::CheckReport, Problem> {
         const LOOKS: usize = 4;
         let mut report = api::CheckReport::default();
-        for _ in 0..LOOKS {
-            let before = self.ledger_now().await?;
-            report = self.check_once().await?;
-            if report.ok || before == self.ledger_now().await? {
+        for look in 1..=LOOKS {
+            let before = self.books_now().await?;
+            let used;
+            (report, used) = self.check_once().await?;
+            if used.is_empty() || before == self.books_now().await? {
+                report.violations.extend(used);
                 break;
             }
+            if look == LOOKS {
+                // What was seen tells nothing.
+                report.unseen.push("resources moved all the time: ask again when transfers have ended".into());
+            }
         }
+        report.ok = report.violations.is_empty();
         Ok(report)
     }
 
-    async fn ledger_now(&self) -> Result<conuma_balancing::Ledger, Problem> {
-        self.core.look(|engine, _| engine.ledger().clone()).await.map_err(stopping)
+    /// The ledger, and the last transfer that ended: what came back to where it was has moved all the same.
+    async fn books_now(&self) -> Result<(Ledger, Option<TransferId>), Problem> {
+        let books = |engine: &Engine, _| (engine.ledger().clone(), engine.history().back().map(|report| report.id));
+        self.core.look(books).await.map_err(stopping)
     }
 
-    async fn check_once(&self) -> Result<api::CheckReport, Problem> {
+    /// What is sure, and what VMs use against the ledger, which is worth something only if nothing moved meanwhile.
+    async fn check_once(&self) -> Result<(api::CheckReport, Vec<api::ViolationInfo>), Problem> {
         let entries: Vec<_> = self.entries().values().cloned().collect();
         let mut report = api::CheckReport::default();
         let mut seen = BTreeMap::new();
@@ -120,14 +129,12 @@ impl Room {
             let specs: BTreeMap<_, _> =
                 engine.vms().into_iter().map(|view| (view.spec.name.clone(), view.spec)).collect();
             let pairs = seen.iter().filter_map(|(name, seen)| Some((specs.get(name)?, seen)));
-            let mut violations = check_ledger(engine.host(), engine.ledger());
-            violations.extend(check_against_reality(engine.host(), engine.ledger(), pairs));
-            violations.extend(engine.check_deadlines(now));
-            violations.iter().map(violation).collect::<Vec<_>>()
+            let used = check_against_reality(engine.host(), engine.ledger(), pairs);
+            (own_violations(engine, now), used.iter().map(violation).collect())
         });
-        report.violations.extend(violations.await.map_err(stopping)?);
-        report.ok = report.violations.is_empty();
-        Ok(report)
+        let (own, used) = violations.await.map_err(stopping)?;
+        report.violations.extend(own);
+        Ok((report, used))
     }
 
     fn vcpus(&self, entry: &Entry, view: &VmView, seen: &Seen) -> Vec<VcpuInfo> {
@@ -162,6 +169,12 @@ impl Room {
         let age = self.clock.now().saturating_sub(*at);
         Some(guest_report(last, reports.before.as_deref(), age, &entry.plan.replica))
     }
+}
+
+/// What is wrong by the engine's own account.
+fn own_violations(engine: &Engine, now: Duration) -> Vec<api::ViolationInfo> {
+    let ledger = check_ledger(engine.host(), engine.ledger());
+    ledger.iter().chain(&engine.check_deadlines(now)).map(violation).collect()
 }
 
 async fn look(running: &Running, entry: &Entry) -> Seen {
@@ -209,7 +222,7 @@ fn memory(entry: &Entry, view: &VmView, seen: &Seen) -> Vec<VmMemory> {
 
 fn summary(view: &VmView, cores: u32, entry: Option<&Entry>) -> VmSummary {
     let running = entry.and_then(Entry::running);
-    let stopping = running.as_ref().is_some_and(|running| running.stopping.load(Ordering::Relaxed));
+    let stopping = running.as_ref().is_some_and(|running| running.is_stopping());
     VmSummary {
         name: view.spec.name.clone(),
         state: match view.life {

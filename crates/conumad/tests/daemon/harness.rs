@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use conuma_api::{
-    Client, ClientError, Code, CoreDemand, Demand, Holder, MemoryDemand, Resources, Transfer, TransferRequest, VmDetail,
+    Client, ClientError, Code, CoreDemand, Demand, GateState, Holder, MemoryDemand, Resources, Transfer,
+    TransferRequest, VmDetail,
 };
 use conuma_balancing::Timing;
 use conuma_binding::{Accel, Reserve};
@@ -27,6 +28,7 @@ const MACHINE: &str = "2n4c1t@1G";
 
 pub struct Host {
     dir: TempDir,
+    adjust: fn(&mut Settings),
     pub hypervisor: FakeHypervisor,
     pub daemon: Option<Daemon>,
     pub client: Client,
@@ -70,10 +72,15 @@ pub fn vm_file(vm: &str, initial: &str) -> String {
 
 impl Host {
     pub async fn boot() -> Self {
+        Self::boot_with(|_| ()).await
+    }
+
+    /// With other settings than usual, also for daemons that are started later.
+    pub async fn boot_with(adjust: fn(&mut Settings)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("agents")).unwrap();
         let client = Client::new(dir.path().join("run/conumad.sock"));
-        let mut host = Self { dir, hypervisor: FakeHypervisor::default(), daemon: None, client };
+        let mut host = Self { dir, adjust, hypervisor: FakeHypervisor::default(), daemon: None, client };
         host.start_daemon().await;
         host
     }
@@ -95,7 +102,7 @@ impl Host {
             retry: Duration::from_millis(100),
             ..Timing::default()
         };
-        Settings {
+        let mut settings = Settings {
             state: root.join("state"),
             run: root.join("run"),
             reserve: Reserve { cpus: CpuSet::new(), memory_per_node: Bytes::mib(128) },
@@ -106,7 +113,9 @@ impl Host {
             report: Duration::from_millis(100),
             audit: Duration::from_millis(100),
             step: Duration::from_secs(5),
-        }
+        };
+        (self.adjust)(&mut settings);
+        settings
     }
 
     fn surroundings(&self) -> Surroundings {
@@ -162,6 +171,14 @@ impl Host {
 
     pub async fn vm(&self, vm: &str) -> VmDetail {
         self.client.vm(&name(vm)).await.unwrap()
+    }
+
+    /// Waits until the gate of this CPU stands so.
+    pub async fn gate(&self, vm: &str, cpu: u32, gate: GateState) {
+        self.eventually(&format!("the gate of {vm} on CPU {cpu} is {gate:?}"), || async {
+            self.vm(vm).await.vcpus.iter().any(|vcpu| vcpu.cpu.0 == cpu && vcpu.gate == gate)
+        })
+        .await;
     }
 
     pub async fn held(&self, holder: &Holder) -> Resources {

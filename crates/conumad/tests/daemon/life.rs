@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use conuma_api::{AgentState, Code, EventKind, GateState, Holder, StopQuery, VmState};
+use conuma_api::{AgentState, Code, EventKind, GateState, Holder, StopQuery, TransferState, VmState};
 use conuma_hypervisor::fake::Faults;
 use conuma_topology::Bytes;
 
-use crate::harness::{Host, cores, lend, name, problem, vm_file};
+use crate::harness::{Host, cores, cpus, lend, memory, name, problem, vm_file};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vm_starts_with_what_it_holds_and_every_other_gate_closed() {
@@ -118,10 +118,19 @@ async fn an_agent_that_comes_late_is_told_what_it_missed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stuck_qemu_keeps_what_it_holds() {
     let host = Host::boot().await;
-    let _guests = host.two_vms().await;
-    host.fake("a").set_faults(Faults { silent: true, ..Faults::default() });
-    let vm = host.vm("a").await;
-    assert_eq!(vm.summary.holding.cpus.to_string(), "0-3");
+    let (_a, b) = host.two_vms().await;
+    let all = host.held(&Holder::Vm(name("a"))).await;
+    host.fake("a").set_faults(Faults { silent: true, immortal: true, ..Faults::default() });
+    // Its memory cannot be taken, and it cannot be ended: neither makes anything of it free. Its gates do close.
+    let lent = host.transfer(lend("a", "b", memory(1, 64))).await;
+    assert_eq!((lent.state, lent.legs[0].arrived.total_memory()), (TransferState::Nothing, Bytes::ZERO), "{lent:#?}");
+    let force = StopQuery { force: true, ..StopQuery::default() };
+    let (code, _) = problem(host.client.stop(&name("a"), force).await.expect_err("it lives"));
+    assert_eq!(code, Code::Hypervisor);
+    assert_eq!(host.held(&Holder::Vm(name("a"))).await, all);
+    assert_eq!(host.vm("a").await.summary.state, VmState::Running);
+    assert_eq!(host.transfer(lend("a", "b", cpus("3"))).await.state, TransferState::Complete);
+    assert!(b.uses("3-5"));
     let report = host.client.check().await.unwrap();
     assert!(!report.unseen.is_empty(), "what cannot be looked at is said");
     host.fake("a").set_faults(Faults { delay: Duration::from_millis(1), ..Faults::default() });

@@ -1,10 +1,14 @@
 //! The daemon ends and comes back; VMs run on.
 
-use conuma_api::{AgentState, Holder, TransferState};
-use conuma_hypervisor::fake::Faults;
-use conuma_hypervisor::{Hypervisor as _, RunState, Vm as _};
+use std::time::Duration;
 
-use crate::harness::{Host, cpus, lend, name, recall};
+use conuma_api::{AgentState, GateState, Holder, TransferState};
+use conuma_hypervisor::fake::Faults;
+use conuma_hypervisor::gate::{Gate, Grip};
+use conuma_hypervisor::{Hypervisor as _, RunState, Vm as _};
+use conuma_topology::VcpuId;
+
+use crate::harness::{Host, cpus, lend, name, recall, vm_file};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn vms_run_on_and_are_found_again_with_their_loans() {
@@ -89,6 +93,35 @@ async fn a_vm_that_was_never_let_run_runs_after_a_restart() {
     host.hypervisor.start(&serde_json::from_slice(&plan).unwrap(), &"0-3".parse().unwrap()).await.unwrap();
     assert_eq!(host.fake("a").run_state().await.unwrap(), RunState::Paused);
     host.start_daemon().await;
+    host.eventually("it runs", || async { host.fake("a").run_state().await.unwrap() == RunState::Running }).await;
+    host.check().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_due_at_a_restart_is_done_at_once() {
+    // Whatever finds nobody to do it waits so long.
+    let mut host = Host::boot_with(|settings| settings.timing.retry = Duration::from_secs(60)).await;
+    let _guests = host.two_vms().await;
+    host.stop_daemon().await;
+    host.fake("a").set_gate(VcpuId(1), Gate::Closed(Grip::SOFT)).await.unwrap();
+    host.start_daemon().await;
+    host.gate("a", 1, GateState::Open).await;
+    host.check().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_stops_while_a_vm_does_not_end_leaves_it_to_the_next() {
+    let mut host = Host::boot().await;
+    host.hypervisor.fault_next_start(Faults { silent: true, immortal: true, ..Faults::default() });
+    host.client.start(&vm_file("a", "0-3"), false).await.unwrap();
+    host.eventually("it is to be ended", || async {
+        host.hypervisor.vm(&name("a")).is_some_and(|vm| vm.failed("end") > 0)
+    })
+    .await;
+    host.stop_daemon().await;
+    host.fake("a").set_faults(Faults::default());
+    host.start_daemon().await;
+    assert_eq!(host.cpus_of("a").await, "0-3");
     host.eventually("it runs", || async { host.fake("a").run_state().await.unwrap() == RunState::Running }).await;
     host.check().await;
 }

@@ -1,10 +1,14 @@
 //! Lend, recall, set: all of it, a part, nothing.
 
+use std::time::Duration;
+
 use conuma_api::{Code, EventKind, GateState, Holder, Stage, TransferState};
+use conuma_hypervisor::Vm as _;
 use conuma_hypervisor::fake::Faults;
+use conuma_hypervisor::gate::{Gate, Grip};
 use conuma_topology::{Bytes, NodeId, VcpuId};
 
-use crate::harness::{Host, cores, cpus, lend, memory, name, recall, set};
+use crate::harness::{Host, cores, cpus, lend, memory, name, recall, set, vm_file};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn lent_cores_change_guests_gates_and_ledger_and_come_back() {
@@ -192,4 +196,47 @@ async fn cores_do_not_wait_for_a_guest_that_is_slow_to_make_room() {
     let remark = &memory.legs[0].remarks[0];
     assert!(remark.code == "donor-silent" && remark.message.contains("made room"), "{remark:?}");
     host.check().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_takes_no_transfer_for_a_violation() {
+    let host = Host::boot().await;
+    let _guests = (host.guest("a"), host.guest("b"), host.guest("c"));
+    for (vm, initial) in [("a", "0-3"), ("b", "4-5"), ("c", "6-7")] {
+        host.client.start(&vm_file(vm, initial), true).await.unwrap();
+    }
+    host.settled(&["a", "b", "c"]).await;
+    // A look at b takes long: what goes to and fro between a and c is seen at one of them early, at the other late.
+    host.fake("b").set_faults(Faults { delay: Duration::from_millis(150), ..Faults::default() });
+    let under_way = async || {
+        let client = host.client.clone();
+        let check = tokio::spawn(async move { client.check().await.unwrap() });
+        while !check.is_finished() {
+            assert_eq!(host.transfer(lend("a", "c", cpus("2-3"))).await.state, TransferState::Complete);
+            assert_eq!(host.transfer(recall("a")).await.state, TransferState::Complete);
+        }
+        check.await.unwrap()
+    };
+    let report = under_way().await;
+    assert!(report.ok, "{report:#?}");
+    // While nothing stands still, nothing is claimed; and as soon as it does, all that is wrong is.
+    host.fake("c").set_gate(VcpuId(0), Gate::Open).await.unwrap();
+    let report = under_way().await;
+    assert!(report.ok && report.unseen[0].contains("moved all the time"), "{report:#?}");
+    host.fake("b").set_faults(Faults::default());
+    assert!(!host.client.check().await.unwrap().ok);
+    host.fake("c").set_gate(VcpuId(0), Gate::Closed(Grip::SOFT)).await.unwrap();
+    host.check().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_qemu_that_is_silent_for_a_moment_costs_a_transfer_nothing() {
+    let host = Host::boot().await;
+    let _guests = host.two_vms().await;
+    host.fake("a").set_faults(Faults { silent: true, ..Faults::default() });
+    let id = host.client.transfer(lend("a", "b", memory(1, 64))).await.unwrap().id;
+    host.eventually("memory was asked for in vain", || async { host.fake("a").failed("qom-set") >= 2 }).await;
+    host.fake("a").set_faults(Faults::default());
+    let lent = host.ended(id).await;
+    assert_eq!(lent.state, TransferState::Complete, "{lent:#?}");
 }
