@@ -101,7 +101,9 @@ impl State {
 
     /// With the transfers that ended, oldest first.
     #[must_use]
-    pub fn with_history(self, ended: VecDeque<Report>) -> Self {
+    pub fn with_history(self, mut ended: VecDeque<Report>) -> Self {
+        // The history is written first: the daemon may have died before the state without the transfer was.
+        ended.retain(|report| !self.transfers.contains_key(&report.id));
         Self { ended, ..self }
     }
 }

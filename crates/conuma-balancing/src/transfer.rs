@@ -40,6 +40,8 @@ pub(crate) struct Leg {
     pub(crate) stage: Stage,
     /// When the stage ends at the latest.
     pub(crate) until: Duration,
+    /// The giver's agent was asked to make room on the node.
+    pub(crate) room_asked: bool,
     /// An action of this leg that is out.
     pub(crate) asked: Option<ActionId>,
     /// What came of it.
@@ -126,6 +128,7 @@ impl Leg {
             taken: false,
             stage: Stage::Done,
             until: Duration::MAX,
+            room_asked: false,
             asked: None,
             answer: None,
             terms,

@@ -190,35 +190,36 @@ impl VmCgroups {
         Ok(1)
     }
 
-    /// Opens or closes a vCPU's gate and reads back that it is so.
+    /// Opens or closes a vCPU's gate.
     pub fn set(&self, vcpu: VcpuId, gate: Gate) -> Result<(), GateError> {
-        let leaf = self.existing_leaf(vcpu)?;
-        match gate {
+        let leaf = self.leaf(vcpu);
+        let set = || match gate {
             Gate::Closed(grip) => {
                 leaf.set_idle(Idle::Yes)?;
-                if leaf.cpu_max()? != grip.cpu_max() {
-                    leaf.set_cpu_max(grip.cpu_max())?;
-                }
+                self.set_quota(&leaf, grip.cpu_max())
             }
             Gate::Open => {
-                if leaf.cpu_max()? != CpuMax::NONE {
-                    leaf.set_cpu_max(CpuMax::NONE)?;
-                }
-                leaf.set_idle(Idle::No)?;
+                self.set_quota(&leaf, CpuMax::NONE)?;
+                leaf.set_idle(Idle::No)
             }
-        }
-        Ok(())
+        };
+        set().map_err(|error| self.failed(vcpu, error))
+    }
+
+    /// Writing a quota visits every CPU of the host in the kernel; reading it does not.
+    fn set_quota(&self, leaf: &Cgroup, max: CpuMax) -> Result<(), CgroupError> {
+        if leaf.cpu_max()? == max { Ok(()) } else { leaf.set_cpu_max(max) }
     }
 
     /// Where a vCPU's gate stands.
     pub fn gate(&self, vcpu: VcpuId) -> Result<Gate, GateError> {
-        let leaf = self.existing_leaf(vcpu)?;
-        Ok(match leaf.idle()? {
-            Idle::Yes => Gate::Closed(Grip::of(leaf.cpu_max()?)),
-            Idle::No if leaf.cpu_max()? == CpuMax::NONE => Gate::Open,
+        let leaf = self.leaf(vcpu);
+        let read = || Ok((leaf.idle()?, leaf.cpu_max()?));
+        Ok(match read().map_err(|error| self.failed(vcpu, error))? {
+            (Idle::No, CpuMax::NONE) => Gate::Open,
             // A quota without the idle class is nothing that Conuma sets: count it as closed as its quota says, so that it
             // is never taken for open.
-            Idle::No => Gate::Closed(Grip::of(leaf.cpu_max()?)),
+            (Idle::Yes | Idle::No, max) => Gate::Closed(Grip::of(max)),
         })
     }
 
@@ -254,9 +255,8 @@ impl VmCgroups {
         self.domain.child(&format!("vcpu{vcpu}"))
     }
 
-    fn existing_leaf(&self, vcpu: VcpuId) -> Result<Cgroup, GateError> {
-        let leaf = self.leaf(vcpu);
-        if leaf.exists() { Ok(leaf) } else { Err(GateError::NoVcpu { vm: self.vm.clone(), vcpu }) }
+    fn failed(&self, vcpu: VcpuId, error: CgroupError) -> GateError {
+        if self.leaf(vcpu).exists() { error.into() } else { GateError::NoVcpu { vm: self.vm.clone(), vcpu } }
     }
 }
 

@@ -149,11 +149,6 @@ impl Settings {
     pub fn boot_grace(&self) -> Duration {
         10 * self.timing.shrink
     }
-
-    /// The journal.
-    pub fn journal(&self) -> PathBuf {
-        self.state.join("journal.redb")
-    }
 }
 
 /// Makes a directory that only root and the daemon's group may enter.

@@ -60,8 +60,8 @@ impl Daemon {
         let lock = lock(&settings)?;
         let Surroundings { machine, boot_id, hypervisor } = surroundings;
         let clock = Clock::start();
-        let (journal, kept) = Journal::open::<State, _>(&settings.journal(), &boot_id)?;
-        let state = kept.map(|(state, history)| state.with_history(history));
+        let (journal, state, history) = Journal::open::<State, _>(&settings.state, &boot_id)?;
+        let state = state.map(|state| state.with_history(history.unwrap_or_default()));
         let mut found = find(hypervisor.as_ref(), &settings).await?;
         let host = Host::new(&machine, &settings.reserve.cpus, settings.reserve.memory_per_node);
         let known = found.iter().map(|(name, found)| (name.clone(), found.engine.clone())).collect();

@@ -1,153 +1,118 @@
 //! The journal: what the engine knew, on disk before it is acted on.
 //!
-//! It must survive the daemon, not the host: when the host goes down every VM goes with it, and a journal
-//! of VMs that are no more is worth nothing. So a write goes to the page cache and is not synced
-//! (some 100 µs instead of milliseconds in the path of every transfer), and the journal names the boot
-//! it belongs to: one of another boot is moved aside unread. So is one that cannot be read, with a
-//! warning; what is lost then are loans and transfers under way, while who holds what is found again on
-//! the host itself.
+//! Two files of JSON below the state directory, each of them replaced as a whole by a rename, so that a daemon that is
+//! killed leaves the old or the new one: `journal.json`, the state, written at each step that changes it, and
+//! `history.json`, the transfers that have ended.
+//!
+//! They must survive the daemon, not the host: when the host goes down every VM goes with it, and a journal of VMs
+//! that are no more is worth nothing. So a write goes to the page cache and is not synced, since it is in the path of
+//! every transfer, and a journal names the boot it belongs to: one of another boot is moved aside unread. So is one
+//! that cannot be read, with a warning; what is lost then are loans and transfers under way, while who holds what is
+//! found again on the host itself.
 
-use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
-use redb::backends::FileBackend;
-use redb::{Database, ReadableTable as _, StorageBackend, TableDefinition};
-use serde::Serialize;
+use anyhow::{Context as _, bail};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
-const RECORDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("records");
-const STATE: &str = "state";
-const HISTORY: &str = "history";
-const BOOT: &str = "boot";
+/// Changes when a file of an older daemon would be misunderstood.
+const FORMAT: u32 = 1;
+const STATE: &str = "journal.json";
+const HISTORY: &str = "history.json";
 
 /// An open journal.
 #[derive(Debug)]
 pub struct Journal {
-    database: Database,
+    dir: PathBuf,
+    boot: String,
     last: Vec<u8>,
 }
 
+/// What a file holds.
+#[derive(Serialize, Deserialize)]
+struct Page<B, C> {
+    format: u32,
+    boot: B,
+    content: C,
+}
+
 impl Journal {
-    /// Opens the journal at `path`, made if it is not there, and gives the state and the history that are in it, if
-    /// they are there of this boot and can be read. Only fails if no journal can be written at all.
-    pub fn open<S, H>(path: &Path, boot_id: &str) -> anyhow::Result<(Self, Option<(S, H)>)>
+    /// Opens the journal in the directory `dir`, and gives the state and the history that are in it, if they are there
+    /// of this boot and can be read. Fails only if what cannot be used cannot be moved aside.
+    pub fn open<S, H>(dir: &Path, boot: &str) -> anyhow::Result<(Self, Option<S>, Option<H>)>
     where
         S: DeserializeOwned,
-        H: DeserializeOwned + Default,
+        H: DeserializeOwned,
     {
-        match load(path, boot_id) {
-            Ok((database, kept)) => Ok((Self { database, last: Vec::new() }, kept)),
-            Err(error) => {
-                let aside = set_aside(path)?;
-                tracing::warn!(
-                    journal = %path.display(), moved_to = %aside.display(), "the journal is not used: {error:#}; \
-                     loans and transfers under way are forgotten, holdings are read from the host"
-                );
-                let (database, _) = load::<S, H>(path, boot_id)?;
-                Ok((Self { database, last: Vec::new() }, None))
-            }
-        }
+        let this = Self { dir: dir.to_owned(), boot: boot.to_owned(), last: Vec::new() };
+        let state = this.load(STATE, "loans and transfers under way are forgotten, holdings are read from the host")?;
+        let history = this.load(HISTORY, "transfers that have ended are forgotten")?;
+        Ok((this, state, history))
     }
 
-    /// Writes `state`, unless it is what was written last, and `history` with it where there is a new one.
+    /// Writes `state`, unless it is what was written last, and `history` before it where there is a new one: a transfer
+    /// that ends is never in neither.
     pub fn write<S: Serialize, H: Serialize>(&mut self, state: &S, history: Option<&H>) -> anyhow::Result<()> {
-        let bytes = serde_json::to_vec(state).context("the state cannot be written as JSON")?;
-        if bytes == self.last && history.is_none() {
-            return Ok(());
+        if let Some(history) = history {
+            self.replace(HISTORY, &self.page(history)?)?;
         }
-        let transaction = self.database.begin_write()?;
-        {
-            let mut records = transaction.open_table(RECORDS)?;
-            records.insert(STATE, bytes.as_slice())?;
-            if let Some(history) = history {
-                let bytes = serde_json::to_vec(history).context("the history cannot be written as JSON")?;
-                records.insert(HISTORY, bytes.as_slice())?;
+        let page = self.page(state)?;
+        if page != self.last {
+            self.replace(STATE, &page)?;
+            self.last = page;
+        }
+        Ok(())
+    }
+
+    fn page<C: Serialize>(&self, content: &C) -> anyhow::Result<Vec<u8>> {
+        let page = Page { format: FORMAT, boot: self.boot.as_str(), content };
+        serde_json::to_vec(&page).context("it cannot be written as JSON")
+    }
+
+    fn replace(&self, name: &str, page: &[u8]) -> anyhow::Result<()> {
+        let path = self.dir.join(name);
+        let new = path.with_extension("new");
+        std::fs::write(&new, page).with_context(|| format!("cannot write {}", new.display()))?;
+        std::fs::rename(&new, &path).with_context(|| format!("cannot replace {}", path.display()))
+    }
+
+    fn load<C: DeserializeOwned>(&self, name: &str, loss: &str) -> anyhow::Result<Option<C>> {
+        let path = self.dir.join(name);
+        let content = match std::fs::read(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            read => read.map_err(anyhow::Error::from).and_then(|page| self.content(&page)),
+        };
+        match content {
+            Ok(content) => Ok(Some(content)),
+            Err(error) => {
+                let aside = set_aside(&path)
+                    .with_context(|| format!("cannot move the unusable {} aside", path.display()))?;
+                tracing::warn!(file = %path.display(), moved_to = %aside.display(), "it is not used: {error:#}; {loss}");
+                Ok(None)
             }
         }
-        transaction.commit()?;
-        self.last = bytes;
-        Ok(())
+    }
+
+    fn content<C: DeserializeOwned>(&self, page: &[u8]) -> anyhow::Result<C> {
+        // First without the content, which another format may have otherwise.
+        let Page { format, boot, content: serde::de::IgnoredAny } =
+            serde_json::from_slice::<Page<String, _>>(page).context("it cannot be read")?;
+        if format != FORMAT {
+            bail!("it is of format {format}, not {FORMAT}");
+        }
+        if boot != self.boot {
+            bail!("it is of an earlier boot of this host");
+        }
+        Ok(serde_json::from_slice::<Page<String, C>>(page).context("it cannot be read")?.content)
     }
 }
 
-fn load<S, H>(path: &Path, boot_id: &str) -> anyhow::Result<(Database, Option<(S, H)>)>
-where
-    S: DeserializeOwned,
-    H: DeserializeOwned + Default,
-{
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path)
-        .with_context(|| format!("cannot open {}", path.display()))?;
-    let database = redb::Builder::new().create_with_backend(Unsynced::new(file)?).context("it cannot be opened")?;
-    let transaction = database.begin_write()?;
-    let kept = {
-        let mut records = transaction.open_table(RECORDS)?;
-        let boot = records.get(BOOT)?.map(|boot| String::from_utf8_lossy(boot.value()).into_owned());
-        match boot {
-            Some(boot) if boot != boot_id => anyhow::bail!("it is of an earlier boot of this host"),
-            Some(_) => {}
-            None => drop(records.insert(BOOT, boot_id.as_bytes())?),
-        }
-        match (records.get(STATE)?, records.get(HISTORY)?) {
-            (None, _) => None,
-            (Some(state), history) => {
-                let state = serde_json::from_slice(state.value()).context("its state cannot be read")?;
-                let history = history.map(|history| serde_json::from_slice(history.value())).transpose();
-                Some((state, history.context("its history cannot be read")?.unwrap_or_default()))
-            }
-        }
-    };
-    transaction.commit()?;
-    Ok((database, kept))
-}
-
-fn set_aside(path: &Path) -> anyhow::Result<PathBuf> {
-    let aside = path.with_extension("redb.unused");
-    std::fs::rename(path, &aside)
-        .with_context(|| format!("cannot move the unusable journal {} aside", path.display()))?;
+fn set_aside(path: &Path) -> io::Result<PathBuf> {
+    let aside = path.with_extension("unused");
+    std::fs::rename(path, &aside)?;
     Ok(aside)
-}
-
-/// A file that is never synced.
-#[derive(Debug)]
-struct Unsynced(FileBackend);
-
-impl Unsynced {
-    fn new(file: File) -> Result<Self, redb::DatabaseError> {
-        FileBackend::new(file).map(Self)
-    }
-}
-
-impl StorageBackend for Unsynced {
-    fn len(&self) -> io::Result<u64> {
-        self.0.len()
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.0.read(offset, out)
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.0.write(offset, data)
-    }
-
-    fn close(&self) -> io::Result<()> {
-        self.0.close()
-    }
 }
 
 #[cfg(test)]
@@ -158,56 +123,69 @@ mod tests {
 
     const NO_NEW: Option<&Numbers> = None;
 
-    fn open(path: &Path, boot: &str) -> (Journal, Option<(Numbers, Numbers)>) {
-        Journal::open(path, boot).expect("a journal")
+    fn open(dir: &Path, boot: &str) -> (Journal, Option<Numbers>, Option<Numbers>) {
+        Journal::open(dir, boot).expect("a journal")
+    }
+
+    fn kept(dir: &Path, boot: &str) -> (Option<Numbers>, Option<Numbers>) {
+        let (_, state, history) = open(dir, boot);
+        (state, history)
     }
 
     #[test]
     fn what_was_written_last_is_there_after_a_restart() {
         let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("journal.redb");
-        let (mut journal, state) = open(&path, "boot 1");
-        assert_eq!(state, None);
+        let (mut journal, state, history) = open(dir.path(), "boot 1");
+        assert_eq!((state, history), (None, None));
         for state in [vec![1], vec![1, 2], vec![1, 2]] {
             journal.write(&state, NO_NEW).expect("writing");
         }
+        assert_eq!(kept(dir.path(), "boot 1"), (Some(vec![1, 2]), None));
         journal.write(&vec![1, 2], Some(&vec![7])).expect("writing");
         journal.write(&vec![3], NO_NEW).expect("writing");
-        drop(journal);
-        assert_eq!(open(&path, "boot 1").1, Some((vec![3], vec![7])));
+        assert_eq!(kept(dir.path(), "boot 1"), (Some(vec![3]), Some(vec![7])));
     }
 
     #[test]
-    fn a_killed_daemon_leaves_its_last_write() {
+    fn a_daemon_that_is_killed_while_it_writes_leaves_what_it_wrote_before() {
         let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("journal.redb");
-        let (mut journal, _) = open(&path, "boot 1");
-        journal.write(&vec![7_u32], NO_NEW).expect("writing");
-        // What a kill leaves is the file as it is now, never closed.
-        let copy = dir.path().join("copy.redb");
-        std::fs::copy(&path, &copy).expect("copying");
-        assert_eq!(open(&copy, "boot 1").1, Some((vec![7], vec![])));
+        open(dir.path(), "boot 1").0.write(&vec![7_u32], NO_NEW).expect("writing");
+        std::fs::write(dir.path().join("journal.new"), "{\"format\":1,\"bo").expect("writing");
+        assert_eq!(kept(dir.path(), "boot 1"), (Some(vec![7]), None));
+    }
+
+    #[test]
+    fn a_journal_that_cannot_be_written_is_an_error_and_the_next_write_makes_up_for_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut journal = open(dir.path(), "boot 1").0;
+        let obstacle = dir.path().join("journal.new");
+        std::fs::create_dir(&obstacle).expect("a directory in the way");
+        assert!(journal.write(&vec![1_u32], NO_NEW).is_err());
+        std::fs::remove_dir(&obstacle).expect("removing it");
+        journal.write(&vec![1_u32], NO_NEW).expect("writing");
+        assert_eq!(kept(dir.path(), "boot 1").0, Some(vec![1]));
     }
 
     #[test]
     fn an_unusable_journal_is_moved_aside_and_no_obstacle() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("journal.redb");
-        std::fs::write(&path, "not a database, but long enough to look at".repeat(999)).expect("writing");
-        let (mut journal, state) = open(&path, "boot 1");
-        assert_eq!(state, None);
-        assert!(dir.path().join("journal.redb.unused").exists());
-        journal.write(&"of another form", NO_NEW).expect("writing");
-        drop(journal);
-        assert_eq!(open(&path, "boot 1").1, None);
+        let newer = r#"{"format":2,"boot":"boot 1","content":"of another kind"}"#;
+        for page in ["not JSON", "{\"format\":1,\"boot\":\"boot 1\",\"content\":[1,", newer] {
+            let dir = tempfile::tempdir().expect("a directory");
+            let path = dir.path().join(STATE);
+            std::fs::write(&path, page).expect("writing");
+            let (mut journal, state, _) = open(dir.path(), "boot 1");
+            assert_eq!(state, None, "{page}");
+            assert_eq!(std::fs::read_to_string(path.with_extension("unused")).expect("moved aside"), page);
+            journal.write(&vec![4_u32], NO_NEW).expect("writing");
+            assert_eq!(kept(dir.path(), "boot 1").0, Some(vec![4]));
+        }
     }
 
     #[test]
     fn a_journal_of_another_boot_is_not_believed() {
         let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("journal.redb");
-        open(&path, "boot 1").0.write(&vec![1_u32], NO_NEW).expect("writing");
-        assert_eq!(open(&path, "boot 2").1, None);
-        assert_eq!(open(&path, "boot 2").1, None);
+        open(dir.path(), "boot 1").0.write(&vec![1_u32], Some(&vec![2_u32])).expect("writing");
+        assert_eq!(kept(dir.path(), "boot 2"), (None, None));
+        assert_eq!(kept(dir.path(), "boot 1"), (None, None));
     }
 }

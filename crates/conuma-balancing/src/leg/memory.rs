@@ -2,8 +2,8 @@
 //!
 //! | stage | waits for | if it does not come |
 //! | --- | --- | --- |
-//! | prepare | the donor's agent made room; not waited for where enough was free when it last reported | goes on all the same |
-//! | shrink | QEMU's `size` is what was asked | settle |
+//! | prepare | the donor's agent made room; left out where enough was free when it last reported | goes on all the same |
+//! | shrink | QEMU's `size` is what was asked; where nothing comes the agent makes room after all | settle |
 //! | settle | `requested-size` is back at what the donor kept | all it may still reach stays with the donor |
 //! | *the ledger moves what came out of the donor's account* | | |
 //! | grow | the recipient plugged; step by step, each booked to it before it is asked | return |
@@ -48,26 +48,32 @@ pub(crate) fn begin(leg: &mut Leg, id: TransferId, place: usize, engine: &mut En
         return;
     }
     let (node, bytes) = part(leg);
-    let agent = donor(leg, engine).is_some_and(|vm| vm.agent);
     let room = donor(leg, engine).and_then(|vm| vm.free.get(&node)).is_some_and(|free| *free >= bytes);
-    let due = now + engine.timing.prepare;
-    if agent && room {
+    if room && donor(leg, engine).is_some_and(|vm| vm.agent) {
         ask_for_shrink(leg, engine, now);
     } else {
-        leg.enter(Stage::Prepare, due, now);
+        leg.enter(Stage::Prepare, now + engine.timing.prepare, now);
+        ask_for_room(leg, id, place, engine, now);
     }
-    if let Some(vm) = vm_of(&leg.from).filter(|_| agent) {
-        let kind = ActionKind::PrepareMemory { node, bytes };
-        leg.asked = Some(engine.issue(vm, due, kind, Owner::Leg(id, place)));
-    } else {
-        leg.answer = Some(Outcome::Failed(Failure::Unreachable));
+}
+
+fn ask_for_room(leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, now: Duration) {
+    let (node, bytes) = part(leg);
+    leg.room_asked = true;
+    match vm_of(&leg.from).filter(|_| donor(leg, engine).is_some_and(|vm| vm.agent)) {
+        Some(vm) => {
+            let due = now + engine.timing.prepare;
+            let kind = ActionKind::PrepareMemory { node, bytes };
+            leg.asked = Some(engine.issue(vm, due, kind, Owner::Leg(id, place)));
+        }
+        None => leg.answer = Some(Outcome::Failed(Failure::Unreachable)),
     }
 }
 
 pub(crate) fn step(leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, now: Duration) -> Step {
     match leg.stage {
         Stage::Prepare => prepare(leg, engine, now),
-        Stage::Shrink => shrink(leg, id, engine, now),
+        Stage::Shrink => shrink(leg, id, place, engine, now),
         Stage::Settle => settle(leg, id, engine, now),
         Stage::Grow => grow(leg, id, place, engine, now),
         Stage::Return => hand_back(leg, id, place, engine, now),
@@ -105,9 +111,10 @@ fn ask_for_shrink(leg: &mut Leg, engine: &mut Engine, now: Duration) -> Step {
     leg.enter(Stage::Shrink, now + engine.timing.shrink, now)
 }
 
-fn shrink(leg: &mut Leg, id: TransferId, engine: &mut Engine, now: Duration) -> Step {
+fn shrink(leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, now: Duration) -> Step {
     let (node, _) = part(leg);
     let recipient_gone = leg.heir != leg.to;
+    let restart = engine.timing.restart;
     if let Some(answer) = leg.answer.take() {
         note_prepared(leg, answer);
     }
@@ -119,6 +126,9 @@ fn shrink(leg: &mut Leg, id: TransferId, engine: &mut Engine, now: Duration) -> 
     }
     let refused = matches!(knob.failed, Some(Failure::Refused(_) | Failure::Failed(_)));
     if now < leg.until && !refused && !recipient_gone {
+        if !leg.room_asked && now >= knob.changed + restart {
+            ask_for_room(leg, id, place, engine, now);
+        }
         return Step::Waits;
     }
     let kept = knob.seen.size;

@@ -33,8 +33,8 @@ async fn a_lost_journal_costs_loans_but_not_the_truth() {
     for broken in [true, false] {
         host.stop_daemon().await;
         match broken {
-            true => std::fs::write(host.state_file("journal.redb"), "nonsense").unwrap(),
-            false => std::fs::remove_file(host.state_file("journal.redb")).unwrap(),
+            true => std::fs::write(host.state_file("journal.json"), "nonsense").unwrap(),
+            false => std::fs::remove_file(host.state_file("journal.json")).unwrap(),
         }
         host.start_daemon().await;
         assert_eq!((host.cpus_of("a").await, host.cpus_of("b").await), ("0-1".into(), "2-5".into()));
