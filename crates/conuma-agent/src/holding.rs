@@ -14,7 +14,7 @@ use conuma_linux::procfs::ProcFs;
 use conuma_topology::GuestCpuSet;
 
 use crate::cgroups::{Cgroups, Owner};
-use crate::interrupts::{Interrupts, confine_workqueues};
+use crate::interrupts::{Interrupts, Which, confine_workqueues};
 use crate::kernel::{Kernel, read_list};
 use crate::state::{State, StateFile};
 use crate::tasks::{self, KernelThreads, Stray};
@@ -46,8 +46,8 @@ pub struct Holder {
     threads: KernelThreads,
     interrupts: Interrupts,
     before: Option<Target>,
-    /// Something was left for after the answer.
-    unfinished: bool,
+    /// Since when something is left for after the answer.
+    unfinished: Option<Instant>,
 }
 
 impl Holder {
@@ -67,7 +67,7 @@ impl Holder {
             threads: KernelThreads::default(),
             interrupts: Interrupts::default(),
             before: None,
-            unfinished: false,
+            unfinished: None,
         })
     }
 
@@ -131,9 +131,14 @@ impl Holder {
         self.enforce(&holding, depth, Instant::now()).map(Some)
     }
 
+    /// Since when there is something that [`Self::apply`] left for after its answer.
+    pub fn unfinished_since(&self) -> Option<Instant> {
+        self.unfinished
+    }
+
     /// Does what [`Self::apply`] left for after its answer.
     pub fn finish(&mut self) -> Result<(), AgentError> {
-        if !std::mem::take(&mut self.unfinished) {
+        if self.unfinished.take().is_none() {
             return Ok(());
         }
         self.reapply(Depth::Light).map(drop)
@@ -173,7 +178,7 @@ impl Holder {
         });
         let before = before.unwrap_or_else(|| Target { cpus: online.difference(&exclusive), unrestricted: true });
         // Tasks can use what is new as soon as the cpusets say so. The rest only spreads work that has where to run.
-        let only_grows = before != target && before.cpus.is_subset(&target.cpus) && !self.unfinished;
+        let only_grows = before != target && before.cpus.is_subset(&target.cpus) && self.unfinished.is_none();
         if !self.keeps_own_affinity {
             self.state.own_affinities =
                 tasks::own_affinities(&*kernel, &self.proc, &self.threads, &before, &self.state.own_affinities);
@@ -188,20 +193,20 @@ impl Holder {
             if !self.keeps_own_affinity {
                 tasks::restore_own_affinities(&*kernel, &self.state.own_affinities);
             }
-            self.unfinished = true;
+            self.unfinished = Some(Instant::now());
             self.save();
             return Ok(self.outcome(held, &online, refused, Vec::new(), clock));
         }
-        self.unfinished = false;
+        self.unfinished = None;
 
         let mut left = self.confine_tasks(&target, &mut clock)?;
         self.confine_interrupts(&target, depth);
         clock.lap(Stage::Interrupts);
 
-        // The kernel makes new pools for all its unbound work, which takes longer than all the rest, and does not move what
-        // is under way: nothing is won by making the host wait for that.
+        // Interrupts that fire elsewhere may wait. And the kernel makes new pools for all its unbound work, which takes longer
+        // than all the rest, and does not move what is under way: nothing is won by making the host wait for that.
         if depth == Depth::Verify {
-            self.unfinished = true;
+            self.unfinished = Some(Instant::now());
         } else {
             self.confine_workqueues(&target);
             clock.lap(Stage::Workqueues);
@@ -240,7 +245,8 @@ impl Holder {
             Depth::Verify => self.interrupts.learn(&*self.kernel, &mut self.state, INTERRUPTS_KEEP),
             Depth::Everything => self.interrupts.learn(&*self.kernel, &mut self.state, Duration::ZERO),
         }
-        self.interrupts.confine(&*self.kernel, target, &mut self.state);
+        let which = if depth == Depth::Verify { Which::Misplaced } else { Which::All };
+        self.interrupts.confine(&*self.kernel, target, &mut self.state, which);
     }
 
     fn confine_workqueues(&mut self, target: &Target) {

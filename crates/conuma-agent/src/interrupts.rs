@@ -1,10 +1,10 @@
 //! Interrupts and unbound kernel work.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::time::{Duration, Instant};
 
-use conuma_topology::GuestCpuSet;
+use conuma_topology::{GuestCpuId, GuestCpuSet};
 
 use crate::kernel::{Kernel, read_list, read_mask};
 use crate::state::State;
@@ -22,6 +22,17 @@ pub struct Interrupts {
     listed: Option<Instant>,
     /// Interrupts whose affinity the kernel does not let anybody set: it manages them itself.
     managed: BTreeSet<u32>,
+    /// The CPUs of its mask that each really fires on; the kernel picks one or a few.
+    fires_on: BTreeMap<u32, GuestCpuSet>,
+}
+
+/// Which interrupts to move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// Those that fire where they should not. Moving one can cost exits to the hypervisor for each of its messages.
+    Misplaced,
+    /// Also those that only might.
+    All,
 }
 
 impl Interrupts {
@@ -31,25 +42,31 @@ impl Interrupts {
         if self.listed.is_none_or(|listed| listed.elapsed() >= within) {
             self.listed = Some(Instant::now());
             self.managed.clear();
-            Self::list(kernel, state);
+            self.fires_on = list(kernel, state);
         }
     }
 
-    /// Moves all known interrupts, and those to come, to the target, or back.
-    pub fn confine(&mut self, kernel: &dyn Kernel, target: &Target, state: &mut State) {
+    /// Moves known interrupts, and those to come, to the target, or back.
+    pub fn confine(&mut self, kernel: &dyn Kernel, target: &Target, state: &mut State, which: Which) {
+        let may_wait = |fires_on: &GuestCpuSet| which == Which::Misplaced && fires_on.is_subset(&target.cpus);
         if let Some(mask) = &mut state.default_interrupt {
             let wanted = target.cut(&mask.wish);
-            if wanted != mask.wrote && kernel.write(DEFAULT, &wanted.to_mask()).is_ok() {
+            if wanted != mask.wrote && which == Which::All && kernel.write(DEFAULT, &wanted.to_mask()).is_ok() {
                 mask.wrote = wanted;
             }
         }
         state.interrupts.retain(|&irq, mask| {
             let wanted = target.cut(&mask.wish);
-            if wanted == mask.wrote || self.managed.contains(&irq) {
+            let fires_on = self.fires_on.get(&irq).unwrap_or(&mask.wrote);
+            if wanted == mask.wrote || self.managed.contains(&irq) || may_wait(fires_on) {
                 return true;
             }
             match kernel.write(&affinity_file(irq), &wanted.to_string()) {
-                Ok(()) => mask.wrote = wanted,
+                Ok(()) => {
+                    let fires_on = if which == Which::All { fires_on_now(kernel, irq) } else { None };
+                    self.fires_on.insert(irq, fires_on.unwrap_or_else(|| wanted.clone()));
+                    mask.wrote = wanted;
+                }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return false,
                 Err(_) => {
                     self.managed.insert(irq);
@@ -59,23 +76,31 @@ impl Interrupts {
         });
     }
 
-    fn list(kernel: &dyn Kernel, state: &mut State) {
-        let irqs = kernel.dirs("proc/irq").unwrap_or_default();
-        let before = std::mem::take(&mut state.interrupts);
-        for irq in irqs.iter().filter_map(|name| name.parse().ok()) {
-            if let Ok(now) = read_list(kernel, &affinity_file(irq)) {
-                state.interrupts.insert(irq, Touched::observe(before.get(&irq).cloned(), now));
-            }
-        }
-        let default = read_mask(kernel, DEFAULT).ok();
-        state.default_interrupt = default.map(|now| Touched::observe(state.default_interrupt.take(), now));
-    }
-
     /// How many interrupts the kernel keeps on some of these CPUs.
     pub fn managed_on(&self, cpus: &GuestCpuSet, state: &State) -> u32 {
         let masks = self.managed.iter().filter_map(|irq| state.interrupts.get(irq));
         masks.filter(|mask| !mask.wrote.is_disjoint(cpus)).count() as u32
     }
+}
+
+/// Reads all masks, and where the interrupts really fire.
+fn list(kernel: &dyn Kernel, state: &mut State) -> BTreeMap<u32, GuestCpuSet> {
+    let irqs = kernel.dirs("proc/irq").unwrap_or_default();
+    let before = std::mem::take(&mut state.interrupts);
+    let mut fires_on = BTreeMap::new();
+    for irq in irqs.iter().filter_map(|name| name.parse().ok()) {
+        let Ok(now) = read_list::<GuestCpuId>(kernel, &affinity_file(irq)) else { continue };
+        fires_on.insert(irq, fires_on_now(kernel, irq).unwrap_or_else(|| now.clone()));
+        state.interrupts.insert(irq, Touched::observe(before.get(&irq).cloned(), now));
+    }
+    let default = read_mask(kernel, DEFAULT).ok();
+    state.default_interrupt = default.map(|now| Touched::observe(state.default_interrupt.take(), now));
+    fires_on
+}
+
+/// Nowhere for one that nobody uses; `None` if the kernel does not tell.
+fn fires_on_now(kernel: &dyn Kernel, irq: u32) -> Option<GuestCpuSet> {
+    read_list(kernel, &format!("proc/irq/{irq}/effective_affinity_list")).ok()
 }
 
 fn affinity_file(irq: u32) -> String {

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use conuma_linux::procfs::{Pid, Tid};
-use conuma_linux::sys;
+use conuma_linux::{read_text, sys};
 use conuma_topology::{GuestCpuSet, GuestNodeId, Id, IdSet};
 
 /// What the agent asks of a kernel.
@@ -31,8 +31,7 @@ pub trait Kernel: Send + Sync {
 
     /// A file's text without surrounding white space.
     fn read(&self, path: &str) -> io::Result<String> {
-        let bytes = fs::read(self.root().join(path))?;
-        Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
+        Ok(read_text(&self.root().join(path))?.trim().to_owned())
     }
 
     /// Whether there is such a file or directory.

@@ -24,6 +24,9 @@ use crate::{error, facts, memory, warn};
 
 /// Most requests about memory at a time on a connection; these may take long.
 const MAX_SLOW: usize = 16;
+/// How long after an answer what it left undone is done: by then the other guest of a transfer has its part, whose CPUs it
+/// would slow down where hosts are small.
+const FINISH_AFTER: Duration = Duration::from_millis(200);
 
 /// The agent: what all conversations share.
 pub struct Agent {
@@ -70,6 +73,15 @@ impl Agent {
                 }
             }
             Err(error) => error!("the holding cannot be applied again: {error}"),
+        }
+    }
+
+    /// Comes back when it is time to do what the last answer left undone.
+    async fn unfinished(&self) {
+        let since = self.holder.borrow().unfinished_since();
+        match since {
+            Some(since) => tokio::time::sleep_until((since + FINISH_AFTER).into()).await,
+            None => std::future::pending().await,
         }
     }
 
@@ -131,6 +143,15 @@ impl Agent {
 pub async fn converse(agent: Rc<Agent>, stream: impl AsyncRead + AsyncWrite + Unpin) -> anyhow::Result<()> {
     let codec = LengthDelimitedCodec::builder().big_endian().max_frame_length(MAX_FRAME).new_codec();
     let mut frames = Framed::new(stream, codec);
+    let result = answer_all(&agent, &mut frames).await;
+    agent.finish();
+    result
+}
+
+async fn answer_all<S: AsyncRead + AsyncWrite + Unpin>(
+    agent: &Rc<Agent>,
+    frames: &mut Framed<S, LengthDelimitedCodec>,
+) -> anyhow::Result<()> {
     let mut slow: JoinSet<Response> = JoinSet::new();
     let mut greeted = false;
     loop {
@@ -139,15 +160,18 @@ pub async fn converse(agent: Rc<Agent>, stream: impl AsyncRead + AsyncWrite + Un
                 let Some(frame) = frame else { return Ok(()) };
                 let frame = frame.context("reading a request")?;
                 let received = Instant::now();
-                match take(&agent, &frame, received, &mut greeted, &mut slow)? {
+                match take(agent, &frame, received, &mut greeted, &mut slow)? {
                     Some(response) => response,
                     None => continue,
                 }
             }
             Some(done) = slow.join_next() => done.context("a request about memory ended early")?,
+            () = agent.unfinished() => {
+                agent.finish();
+                continue;
+            }
         };
         frames.send(Bytes::from(encode_response(&response))).await.context("sending an answer")?;
-        agent.finish();
     }
 }
 

@@ -103,6 +103,20 @@ fn what_is_given_can_be_used_before_everything_has_spread_to_it() {
 }
 
 #[test]
+fn interrupts_that_fire_on_cpus_that_leave_move_at_once_and_others_after_the_answer() {
+    let mut run = run(guest(NEW));
+    let mask = |run: &Run, irq: u32| run.guest.text(&format!("proc/irq/{irq}/smp_affinity_list"));
+    run.try_apply("0-3").unwrap();
+    assert_eq!((mask(&run, 25), mask(&run, 27)), ("0-3".into(), "0-7".into()));
+    run.holder.finish().unwrap();
+    assert_eq!(mask(&run, 27), "0-3");
+    run.try_apply("2-3").unwrap();
+    assert_eq!(mask(&run, 27), "2-3", "it fires on CPU 1");
+    run.apply("0-7");
+    assert_eq!(mask(&run, 27), "0-7");
+}
+
+#[test]
 fn tasks_in_the_root_cgroup_do_not_escape() {
     let mut run = run(guest(NEW));
     assert_eq!(run.guest.cgroup_of(1), REST, "swept ahead of time");

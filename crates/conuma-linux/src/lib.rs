@@ -5,3 +5,6 @@ pub mod cgroup;
 pub mod procfs;
 pub mod sys;
 pub mod sysfs;
+mod text;
+
+pub use text::read_text;

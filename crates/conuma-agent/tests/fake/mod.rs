@@ -99,6 +99,8 @@ pub fn guest(release: &str) -> Arc<FakeGuest> {
     file("proc/irq/24/smp_affinity_list", "0-7\n");
     file("proc/irq/25/smp_affinity_list", "6\n");
     file("proc/irq/26/smp_affinity_list", "7\n");
+    file("proc/irq/27/smp_affinity_list", "0-7\n");
+    file("proc/irq/27/effective_affinity_list", "1\n");
     file("sys/devices/virtual/workqueue/cpumask", "ff\n");
     file("sys/devices/system/cpu/online", ALL);
     file("sys/devices/system/node/online", "0-1\n");
@@ -278,6 +280,7 @@ impl FakeGuest {
             "proc/irq/default_smp_affinity",
             "proc/irq/24/smp_affinity_list",
             "proc/irq/25/smp_affinity_list",
+            "proc/irq/27/smp_affinity_list",
             "sys/devices/virtual/workqueue/cpumask",
         ] {
             masks.push(format!("{path}: {}", self.text(path)));

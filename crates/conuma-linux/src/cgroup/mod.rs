@@ -16,9 +16,7 @@ pub use error::CgroupError;
 pub use knobs::{CpuMax, Idle, Limit};
 
 use crate::procfs::{Pid, Tid};
-
-/// Most that is read of one file: `cgroup.threads` of a process with many thousand threads.
-const MOST: u64 = 1 << 20;
+use crate::read_text;
 
 /// What `cgroup.type` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -183,11 +181,9 @@ impl Cgroup {
     }
 
     fn read(&self, name: &str) -> Result<String, CgroupError> {
-        use io::Read as _;
         let path = self.path.join(name);
-        let mut text = String::new();
-        match fs::File::open(&path).and_then(|file| file.take(MOST).read_to_string(&mut text)) {
-            Ok(_) => Ok(text.trim_end().to_owned()),
+        match read_text(&path) {
+            Ok(text) => Ok(text.trim_end().to_owned()),
             Err(source) => Err(CgroupError::Read { path, source }),
         }
     }

@@ -9,11 +9,11 @@ mod pressure;
 mod stat;
 mod task;
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::read_text;
 pub use memory::{Meminfo, NumaMapping, Zone, parse_numa_maps};
 pub use pressure::{Pressure, PressureLine, Resource, parse_pressure};
 pub use stat::{CpuSched, CpuTimes, SystemStat};
@@ -98,11 +98,7 @@ impl ProcFs {
 
     fn read(&self, path: impl AsRef<Path>) -> Result<String, ProcError> {
         let path = self.root.join(path);
-        // Task names may be any bytes.
-        match fs::read(&path) {
-            Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
-            Err(source) => Err(ProcError::Read { path, source }),
-        }
+        read_text(&path).map_err(|source| ProcError::Read { path, source })
     }
 
     fn parsed<T>(
