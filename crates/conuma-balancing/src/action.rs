@@ -232,6 +232,11 @@ pub enum Event {
         /// Its VM.
         vm: VmName,
     },
+    /// QEMU says that some virtio-mem device of a VM has changed its size.
+    SizeChanged {
+        /// The VM.
+        vm: VmName,
+    },
     /// A guest's own word on its free memory: sizes the steps in which it grows.
     GuestMemory {
         /// The VM.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use conuma_topology::{Bytes, CpuSet, NodeId};
 
 use crate::action::{ActionId, Failure, Grip, PluggedMemory, RefusedCpus, VmSeen};
+use crate::pace::Progress;
 use crate::vm::{Life, VmSpec};
 
 /// A VM under control.
@@ -67,6 +68,9 @@ pub(crate) struct MemoryKnob {
     pub(crate) certain: bool,
     /// What QEMU last said.
     pub(crate) seen: PluggedMemory,
+    /// When QEMU was last asked for another size than before, and what the size was then.
+    pub(crate) began: Duration,
+    pub(crate) from: Bytes,
     /// When the goal or the size last changed.
     pub(crate) changed: Duration,
     /// When QEMU was last asked to set the size.
@@ -171,6 +175,8 @@ impl MemoryKnob {
             asked: seen.requested,
             certain: true,
             seen,
+            began: now,
+            from: seen.size,
             changed: now,
             set: now,
             failed: None,
@@ -182,6 +188,19 @@ impl MemoryKnob {
     /// requested, and `asked` falls only when QEMU has confirmed it.
     pub(crate) fn bound(&self) -> Bytes {
         self.asked.max(self.seen.bound())
+    }
+
+    /// How far it has come.
+    pub(crate) fn progress(&self) -> Progress {
+        let Self { began, from, changed, seen, asked, .. } = self;
+        Progress { began: *began, from: *from, changed: *changed, size: seen.size, goal: *asked }
+    }
+
+    /// QEMU says that it has changed: looks at once if more is to come.
+    pub(crate) fn look(&mut self, now: Duration) {
+        if self.seen.size != self.asked {
+            self.attempt.not_before = now;
+        }
     }
 
     /// Wants another size than the ledger says, or no longer.

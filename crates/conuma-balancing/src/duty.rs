@@ -13,12 +13,10 @@ use crate::action::{ActionKind, Failure, Outcome};
 use crate::control::{Told, Vm};
 use crate::engine::{Engine, Owner};
 use crate::holding::Resources;
+use crate::pace::pause;
 use crate::report::Notice;
 use crate::timing::Timing;
 use crate::vm::Life;
-
-/// The longest between two looks at a size that goes on changing.
-const LOOK: Duration = Duration::from_millis(100);
 
 /// A knob of a VM. A transfer has those it turns to itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -68,7 +66,7 @@ impl Engine {
             ActionKind::SetRequestedSize { node, bytes } => {
                 if let Some(memory) = vm.memory.get_mut(node) {
                     if memory.asked != *bytes {
-                        memory.changed = now;
+                        (memory.began, memory.from, memory.changed) = (now, memory.seen.size, now);
                     }
                     memory.asked = memory.asked.max(*bytes);
                     memory.certain = false;
@@ -174,8 +172,7 @@ fn memory_goal(vm: &Vm, node: NodeId, held: Bytes) -> Bytes {
     goal.unwrap_or_else(|| held.saturating_sub(vm.boot(node)))
 }
 
-/// Sets the size, then looks until it is reached: often at first, then more and more rarely. Asking
-/// for a shrink once more restarts a guest that is stuck.
+/// Sets the size, then looks until it is reached. Asking for a shrink once more restarts a guest that is stuck.
 fn memory_duty(vm: &Vm, node: NodeId, held: Bytes, timing: &Timing, now: Duration) -> Option<ActionKind> {
     let memory = vm.memory.get(&node)?;
     if memory.attempt.pending.is_some() || now < memory.attempt.not_before {
@@ -203,11 +200,7 @@ fn memory_done(vm: &mut Vm, node: NodeId, kind: &ActionKind, outcome: Outcome, t
                 memory.certain = seen.requested == *bytes;
                 memory.asked = if memory.certain { *bytes } else { memory.asked.max(seen.requested) };
             }
-            // A tenth of what it took so far is lost at most; and looking takes QEMU's time, which it needs to go on.
-            let lasted = (now.saturating_sub(memory.set) / 10).min(LOOK);
-            let still = now.saturating_sub(memory.changed) / 10;
-            let pause = lasted.max(still).clamp(timing.poll, timing.retry.max(timing.poll));
-            memory.attempt.not_before = now + pause;
+            memory.attempt.not_before = now + pause(memory.progress(), timing, now);
         }
         other => {
             let failure = if let Outcome::Failed(failure) = other { failure } else { Failure::TimedOut };

@@ -193,6 +193,10 @@ impl Engine {
                 }
             }
             Event::AgentLost { vm } => self.agent_gone(&vm, now, false),
+            Event::SizeChanged { vm } => {
+                let vm = self.state.vms.get_mut(&vm);
+                vm.into_iter().flat_map(|vm| vm.memory.values_mut()).for_each(|memory| memory.look(now));
+            }
             Event::GuestMemory { vm, free } => {
                 if let Some(vm) = self.state.vms.get_mut(&vm) {
                     vm.free = free;

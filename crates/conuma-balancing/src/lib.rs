@@ -64,6 +64,7 @@ mod host;
 mod ledger;
 mod leg;
 mod loans;
+mod pace;
 mod plan;
 mod propose;
 mod record;

@@ -87,8 +87,8 @@ impl Journal {
         match content {
             Ok(content) => Ok(Some(content)),
             Err(error) => {
-                let aside = set_aside(&path)
-                    .with_context(|| format!("cannot move the unusable {} aside", path.display()))?;
+                let aside =
+                    set_aside(&path).with_context(|| format!("cannot move the unusable {} aside", path.display()))?;
                 tracing::warn!(file = %path.display(), moved_to = %aside.display(), "it is not used: {error:#}; {loss}");
                 Ok(None)
             }

@@ -22,7 +22,7 @@ fn main() -> ExitCode {
         };
     }
     let result = log_to_stderr(&config.log).and_then(|()| {
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         runtime.context("cannot start")?.block_on(run(config))
     });
     match result {

@@ -33,6 +33,9 @@ use crate::transfer::{Leg, Step, vm_of};
 /// A step is at least one memory block of Linux on x86: less would not come online.
 const LEAST_STEP: Bytes = Bytes::mib(128);
 
+/// Of memory that a guest plugs its kernel keeps one part in so many for itself: 64 bytes of 4 KiB.
+const MEMMAP_PART: u64 = 64;
+
 /// Free memory allows a step this many times as large.
 const STEP_PER_FREE: u64 = 32;
 
@@ -77,7 +80,7 @@ pub(crate) fn step(leg: &mut Leg, id: TransferId, place: usize, engine: &mut Eng
         Stage::Settle => settle(leg, id, engine, now),
         Stage::Grow => grow(leg, id, place, engine, now),
         Stage::Return => hand_back(leg, id, place, engine, now),
-        Stage::Confirm => confirm(leg, now),
+        Stage::Confirm => confirm(leg, engine, now),
         _ => Step::Waits,
     }
 }
@@ -173,6 +176,10 @@ fn mark_if_silent(leg: &Leg, engine: &mut Engine) {
 fn taken(leg: &mut Leg, id: TransferId, engine: &mut Engine, now: Duration) -> Step {
     engine.take(leg, id);
     let (node, bytes) = part(leg);
+    // Where the guest was asked to make room its last word is too old to go by.
+    if let Some(free) = free(&leg.from, node, engine).filter(|_| !leg.room_asked) {
+        *free = free.saturating_sub(bytes);
+    }
     if leg.heir != leg.to {
         return pass_to_heir(leg, id, Resources::memory(node, bytes), Reason::RecipientGone, engine, now);
     }
@@ -293,10 +300,15 @@ fn ask_to_confirm(leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engi
     Step::Went
 }
 
-fn confirm(leg: &mut Leg, now: Duration) -> Step {
+fn confirm(leg: &mut Leg, engine: &mut Engine, now: Duration) -> Step {
     match leg.answer.take() {
         None if now < leg.until => return Step::Waits,
-        Some(Outcome::Confirmed { satisfied: true }) => {}
+        Some(Outcome::Confirmed { satisfied: true }) => {
+            let (node, given) = (node(leg), leg.report.arrived.on(node(leg)));
+            if let Some(free) = free(&leg.to, node, engine) {
+                *free += given.saturating_sub(Bytes(given.0 / MEMMAP_PART));
+            }
+        }
         _ => leg.remark(Remark::Unconfirmed),
     }
     leg.end(now)
@@ -318,6 +330,11 @@ fn donor<'a>(leg: &Leg, engine: &'a Engine) -> Option<&'a Vm> {
 
 fn knob<'a>(holder: &Holder, node: NodeId, engine: &'a mut Engine) -> Option<&'a mut MemoryKnob> {
     engine.state.vms.get_mut(vm_of(holder)?)?.memory.get_mut(&node)
+}
+
+/// The guest's last word on its free memory: what has moved since is taken off it and added to it, until the next.
+fn free<'a>(holder: &Holder, node: NodeId, engine: &'a mut Engine) -> Option<&'a mut Bytes> {
+    engine.state.vms.get_mut(vm_of(holder)?)?.free.get_mut(&node)
 }
 
 /// What the ledger lets the VM plug on the node.

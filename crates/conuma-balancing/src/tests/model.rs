@@ -278,6 +278,7 @@ fn hash_canonical(world: &World, hasher: &mut impl Hasher) {
             renumber(&mut attempt.pending);
         }
         for memory in vm.memory.values_mut() {
+            behind(&mut memory.began);
             behind(&mut memory.changed);
             behind(&mut memory.set);
             ahead(&mut memory.attempt.not_before);

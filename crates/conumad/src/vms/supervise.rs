@@ -130,7 +130,10 @@ impl Room {
                 tracing::info!(%vm, "guest shut down or panicked");
                 self.end(&entry.plan, running.vm.as_ref()).await;
             }
-            Ok(VmEvent::MemoryChanged) => running.excuses.size_changed(Instant::now()),
+            Ok(VmEvent::MemoryChanged) => {
+                running.excuses.size_changed(Instant::now());
+                self.core.happened(Event::SizeChanged { vm });
+            }
             // Also what QEMU says when the guest cannot go on.
             Ok(VmEvent::Paused) => look_if_halted(entry, running).await,
             Ok(VmEvent::Resumed) => {}
