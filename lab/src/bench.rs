@@ -11,7 +11,7 @@
 use std::io::Write as _;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::host::Kit;
 use crate::stage::Stage;
@@ -24,30 +24,8 @@ const MEMORY_AT_MOST: f64 = 1.2;
 
 /// Measures, prints a table, and fails if a ratio is missed.
 pub fn run(kit: &Kit, rounds: usize) -> Result<()> {
-    let stage = Stage::open(kit, "bench-lend", TOPOLOGY, &GUESTS)?;
+    let (cores, memory) = Stage::play(kit, "bench-lend", TOPOLOGY, &GUESTS, |stage| measure(stage, rounds))?;
     let mut out = std::io::stdout().lock();
-    let mut cores = Pair::default();
-    let mut memory = Pair::default();
-    for round in 1..=rounds {
-        let unplugged = hotplug(&stage, "a", 4, 7)?.0;
-        let (took, core_stages) = lend(&stage, &["--cpus", "4-7"])?;
-        cores.ours.push(took);
-        cores.theirs.push(unplugged + hotplug(&stage, "b", 4, 7)?.1);
-        recall(&stage)?;
-        // Whoever is first finds page lists full of what the cores did; so neither is, and each is second in turn.
-        resize(&stage, 1, 256)?;
-        let mut theirs = None;
-        if round % 2 == 0 {
-            theirs = Some(resize(&stage, 1, 256)?);
-        }
-        let (took, memory_stages) = lend(&stage, &["--memory", "node1=256M"])?;
-        memory.ours.push(took);
-        recall(&stage)?;
-        memory.theirs.push(theirs.map_or_else(|| resize(&stage, 1, 256), Ok)?);
-        writeln!(out, "round {round} of {rounds}: cores {}, memory {}", cores.last(), memory.last())?;
-        writeln!(out, "  {core_stages}\n  {memory_stages}")?;
-        out.flush()?;
-    }
     writeln!(out, "\n{:<34}{:>14}{:>18}{:>10}", "", "lend, median", "instead, median", "ratio")?;
     writeln!(out, "{:<34}{}", "4 cores / CPU offline and online", cores.row())?;
     writeln!(out, "{:<34}{}", "256 MiB / bare virtio-mem resize", memory.row())?;
@@ -56,6 +34,35 @@ pub fn run(kit: &Kit, rounds: usize) -> Result<()> {
     ensure!(faster >= CORES_AT_LEAST, "cores must be at least {CORES_AT_LEAST} times faster");
     ensure!(slower <= MEMORY_AT_MOST, "memory may take at most {MEMORY_AT_MOST} times a bare resize");
     Ok(())
+}
+
+fn measure(stage: &Stage, rounds: usize) -> Result<(Pair, Pair)> {
+    let mut out = std::io::stdout().lock();
+    let mut cores = Pair::default();
+    let mut memory = Pair::default();
+    for round in 1..=rounds {
+        let unplugged = hotplug(stage, "a", 4, 7)?.0;
+        let (took, core_stages) = lend(stage, &["--cpus", "4-7"])?;
+        cores.ours.push(took);
+        cores.theirs.push(unplugged + hotplug(stage, "b", 4, 7)?.1);
+        recall(stage)?;
+        // Whoever is first finds page lists full of what the cores did; so neither is, and each is second in turn.
+        resize(stage, 1, 256)?;
+        let mut theirs = None;
+        if round % 2 == 0 {
+            theirs = Some(resize(stage, 1, 256)?);
+        }
+        let (took, memory_stages) = lend(stage, &["--memory", "node1=256M"])?;
+        memory.ours.push(took);
+        recall(stage)?;
+        let (shrink, grow) = theirs.map_or_else(|| resize(stage, 1, 256), Ok)?;
+        memory.theirs.push(shrink + grow);
+        writeln!(out, "round {round} of {rounds}: cores {}, memory {}", cores.last(), memory.last())?;
+        let (shrink, grow) = (shrink.as_millis(), grow.as_millis());
+        writeln!(out, "  {core_stages}\n  {memory_stages} / shrink {shrink} ms, grow {grow} ms")?;
+        out.flush()?;
+    }
+    Ok((cores, memory))
 }
 
 #[derive(Default)]
@@ -122,13 +129,14 @@ fn hotplug(stage: &Stage, vm: &str, first: u32, last: u32) -> Result<(Duration, 
     Ok(times)
 }
 
-/// Shrinks a node of `a` and grows it in `b` by `mib`, and back; the time for the way there, measured in the host.
-fn resize(stage: &Stage, node: u32, mib: u64) -> Result<Duration> {
+/// Shrinks a node of `a` and grows it in `b` by `mib`, and back; the times for both on the way there, measured in the host.
+fn resize(stage: &Stage, node: u32, mib: u64) -> Result<(Duration, Duration)> {
     let (node, bytes) = (node.to_string(), (mib << 20).to_string());
-    let step = |from: &str, to: &str| -> Result<Duration> {
+    let step = |from: &str, to: &str| -> Result<(Duration, Duration)> {
         let (from, to) = (format!("/run/witness-{from}.sock"), format!("/run/witness-{to}.sock"));
         let text = stage.lab.ok(&["conuma-lab-init", "resize", &from, &to, &node, &bytes])?;
-        Ok(Duration::from_micros(text.trim().parse()?))
+        let (shrink, grow) = text.trim().split_once(' ').context("two times expected")?;
+        Ok((Duration::from_micros(shrink.parse()?), Duration::from_micros(grow.parse()?)))
     };
     let took = step("a", "b")?;
     step("b", "a")?;

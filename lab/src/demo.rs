@@ -23,13 +23,7 @@ const NODE: u32 = 1;
 pub fn run(kit: &Kit) -> Result<()> {
     let mut tale = Tale { begun: Instant::now() };
     tale.title("A virtual NUMA host boots: four nodes, eight cores, KVM inside")?;
-    let stage = Stage::open(kit, "demo", TOPOLOGY, &[])?;
-    let told = tell(&mut tale, &stage);
-    if told.is_err() {
-        stage.lab.collect_logs();
-        tale.line(&format!("logs: {}", stage.lab.logs.display()))?;
-    }
-    told
+    Stage::play(kit, "demo", TOPOLOGY, &[], |stage| tell(&mut tale, stage))
 }
 
 fn tell(tale: &mut Tale, stage: &Stage) -> Result<()> {

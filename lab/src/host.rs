@@ -188,7 +188,8 @@ fn spawn_qemu(image: &image::HostImage, spec: &LabSpec, socket: &Path, console: 
     command.arg("-initrd").arg(&image.initrd);
     command.args([
         "-append",
-        "console=ttyS0 quiet nowatchdog mitigations=off no_timer_check init_on_alloc=0 panic=-1 rdinit=/init",
+        "console=ttyS0 quiet nowatchdog mitigations=off no_timer_check init_on_alloc=0 panic=-1 \
+         sysctl.kernel.panic_on_rcu_stall=1 rcupdate.rcu_cpu_stall_timeout=60 rdinit=/init",
     ]);
     command.stdin(Stdio::null()).stdout(Stdio::null());
     let errors = File::create(console.with_file_name("qemu.log"))?;

@@ -67,6 +67,30 @@ impl Stage {
         }
     }
 
+    /// Opens a stage and does something on it; again on a new one if the emulator has failed it.
+    pub fn play<T>(
+        kit: &Kit,
+        name: &str,
+        topology: &str,
+        guests: &[GuestSpec],
+        mut body: impl FnMut(&Self) -> Result<T>,
+    ) -> Result<T> {
+        let mut plays = 1;
+        loop {
+            let stage = Self::open(kit, name, topology, guests)?;
+            let error = match body(&stage) {
+                Ok(done) => return Ok(done),
+                Err(error) => error,
+            };
+            if stage.is_sound() || plays == BOOTS {
+                stage.lab.collect_logs();
+                return Err(error.context(format!("logs: {}", stage.lab.logs.display())));
+            }
+            plays += 1;
+            writeln!(std::io::stdout(), "the emulator failed the host or a guest: once more ({plays} of {BOOTS})")?;
+        }
+    }
+
     /// Whether host and guests have run without a fault of the emulator: the host lives, and no guest was reset, which no trial
     /// does.
     pub fn is_sound(&self) -> bool {

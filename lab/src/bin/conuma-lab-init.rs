@@ -102,8 +102,10 @@ fn run(command: Command) -> Result<ExitCode> {
             let more = to.plugged(node)? + bytes;
             let began = Instant::now();
             from.resize(node, less, RESIZE_BUDGET)?;
+            let shrunk = began.elapsed();
             to.resize(node, more, RESIZE_BUDGET)?;
-            writeln!(std::io::stdout(), "{}", began.elapsed().as_micros())?;
+            let grown = began.elapsed() - shrunk;
+            writeln!(std::io::stdout(), "{} {}", shrunk.as_micros(), grown.as_micros())?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Observe { cgroups, monitors, limits, period, until } => {
