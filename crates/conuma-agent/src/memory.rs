@@ -20,6 +20,9 @@ const KEEP_FREE: Bytes = Bytes::mib(32);
 /// Reclaim goes in steps of this size, so that it stops in time.
 const RECLAIM_STEP: Bytes = Bytes::mib(64);
 
+/// Cache of all nodes is dropped while at least one part in so many is of the node that it is about.
+const GOOD_PART: u64 = 4;
+
 /// Memory blocks of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Blocks {
@@ -108,8 +111,8 @@ fn node_memory(proc: &ProcFs, node: GuestNodeId) -> Result<(Bytes, Bytes), Agent
     Ok((info.bytes("MemTotal"), info.bytes("MemFree")))
 }
 
-/// Makes `bytes` free on a node: moves processes' pages to nodes with room, then drops clean
-/// cache. Runs until that much is free, nothing helps any more, or the deadline has passed; a
+/// Makes `bytes` free on a node: drops clean cache, which can be read again, then moves processes' pages to nodes with
+/// room, which makes them remote. Runs until that much is free, nothing helps any more, or the deadline has passed; a
 /// single process's pages are moved in one go, so it may end somewhat later.
 pub fn prepare(
     kernel: &dyn Kernel,
@@ -131,8 +134,8 @@ pub fn prepare(
         }
         free().map(|end| end.saturating_sub(start))
     };
-    let migrated = stage(Stage::Migrate, &mut || evacuate(kernel, &proc, node, &|| free().map(enough)))?;
     let reclaimed = stage(Stage::Reclaim, &mut || reclaim(kernel, node, bytes, &free, &enough))?;
+    let migrated = stage(Stage::Migrate, &mut || evacuate(kernel, &proc, node, &|| free().map(enough)))?;
     let free_after = free()?;
     Ok(Prepared { node, free_before, free_after, migrated, reclaimed, enough: free_after >= bytes, timings })
 }
@@ -189,7 +192,7 @@ fn reclaim(
     free: &dyn Fn() -> Result<Bytes, AgentError>,
     enough: &dyn Fn(Bytes) -> bool,
 ) -> Result<(), AgentError> {
-    // Newer kernels take from one node; else from everywhere, as long as this node gains by it.
+    // Newer kernels take from one node; else from everywhere, as long as this node gets a good part of it.
     let of_node = format!("sys/devices/system/node/node{node}/reclaim");
     let by_node = kernel.exists(&of_node);
     let mut now = free()?;
@@ -205,7 +208,8 @@ fn reclaim(
             _ => {}
         }
         let then = std::mem::replace(&mut now, free()?);
-        if now <= then {
+        let least = if by_node { Bytes(1) } else { Bytes(step.0 / GOOD_PART) };
+        if now < then + least {
             break;
         }
     }

@@ -37,16 +37,35 @@ fn nothing_is_done_while_enough_is_free() {
 }
 
 #[test]
-fn pages_move_to_the_other_node_first() {
+fn cache_goes_first_and_pages_move_where_that_was_not_enough() {
     let guest = guest("6.12.0");
     guest.set_memory(100, 1, mib(300));
     guest.set_memory(200, 1, mib(100));
     let prepared = prepare(&guest, Bytes::mib(400));
     assert_eq!(prepared.free_before, Bytes::mib(112));
     assert_eq!(prepared.migrated, Bytes::mib(300), "the largest process was enough");
-    assert_eq!(prepared.reclaimed, Bytes::ZERO);
-    assert_eq!(stages(&prepared), [Stage::Migrate]);
+    assert_eq!(prepared.reclaimed, Bytes::ZERO, "this node had no cache");
     assert!(prepared.enough);
+
+    let guest = self::guest("6.12.0");
+    guest.set_memory(100, 1, mib(300));
+    guest.set_cache(0, 0);
+    guest.set_cache(1, mib(300));
+    let prepared = prepare(&guest, Bytes::mib(400));
+    assert_eq!((prepared.reclaimed, prepared.migrated), (Bytes::mib(188), Bytes::ZERO), "no more than was asked");
+    assert_eq!(stages(&prepared), [Stage::Reclaim]);
+}
+
+#[test]
+fn cache_of_other_nodes_is_spared_when_little_of_it_would_help() {
+    let guest = guest("6.12.0");
+    guest.set_memory(100, 1, mib(300));
+    guest.set_cache(0, mib(400));
+    guest.set_cache(1, mib(200));
+    let prepared = prepare(&guest, Bytes::mib(400));
+    assert!(prepared.enough);
+    assert_eq!(prepared.migrated, Bytes::mib(300));
+    assert_eq!(guest.cache(0), mib(400 - 64), "one step was tried");
 }
 
 #[test]

@@ -237,6 +237,10 @@ impl FakeGuest {
         self.change(|inner| inner.free[node] = kib);
     }
 
+    pub fn cache(&self, node: usize) -> u64 {
+        self.ask(|inner| inner.cache[node])
+    }
+
     pub fn set_cache(&self, node: usize, kib: u64) {
         self.change(|inner| inner.cache[node] = kib);
     }
