@@ -40,7 +40,7 @@ fn orders_are_written_with_one_key_for_their_kind() {
 #[test]
 fn events_with_memory_by_node_can_be_read_back() {
     let moved = Move { from: Holder::Vm("a".parse().unwrap()), to: Holder::Pool, what: some_resources() };
-    let plan = Plan { moves: vec![moved], choices: Vec::new() };
+    let plan = Plan { moves: vec![moved], choices: Vec::new(), withheld: Vec::new() };
     check(
         &Event { sequence: 3, unix_ms: 5, what: EventKind::TransferBegan { transfer: 7, plan } },
         r#"{"sequence":3,"unix_ms":5,"what":{"transfer-began":{"transfer":7,"plan":{"moves":[{"from":{"vm":"a"},"to":"pool","what":{"cpus":"4-7","memory":{"1":268435456}}}],"choices":[]}}}}"#,

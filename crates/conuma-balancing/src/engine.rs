@@ -498,7 +498,7 @@ impl Engine {
                 leg::cores::begin(leg, id, self, now);
             }
         }
-        transfer.legs.extend(withheld.into_iter().map(|withheld| Leg::withheld(withheld, terms)));
+        transfer.legs.extend(withheld.iter().map(|withheld| Leg::withheld(withheld, terms)));
     }
 
     pub(crate) fn end(&mut self, mut transfer: Transfer, now: Duration) {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::check::{Shortage, Violation};
 use crate::holding::{Demand, Resources};
 use crate::ledger::Holder;
-use crate::report::Reason;
+use crate::report::{Reason, Shortfall};
 
 /// What someone asks to be moved.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -67,6 +67,13 @@ pub struct Withheld {
     pub step: Move,
     /// Why it does not.
     pub why: Reason,
+}
+
+impl Withheld {
+    /// As a leg would tell it.
+    pub fn as_shortfall(&self) -> Shortfall {
+        Shortfall { what: self.step.what.clone(), why: self.why.clone(), now_with: self.step.from.clone() }
+    }
 }
 
 /// One part of a plan.

@@ -137,10 +137,9 @@ impl Leg {
     }
 
     /// One that is over before it began.
-    pub(crate) fn withheld(of: Withheld, terms: Terms) -> Self {
+    pub(crate) fn withheld(of: &Withheld, terms: Terms) -> Self {
         let mut leg = Self::new(&of.step, terms);
-        let Move { from: now_with, what, .. } = of.step;
-        leg.report.shortfalls.push(Shortfall { what, why: of.why, now_with });
+        leg.report.shortfalls.push(of.as_shortfall());
         leg
     }
 

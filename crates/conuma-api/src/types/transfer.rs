@@ -79,6 +79,9 @@ pub struct Plan {
     pub moves: Vec<Move>,
     /// How cores were chosen where only a number was asked for, best first.
     pub choices: Vec<CoreChoice>,
+    /// What is due but would not move, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub withheld: Vec<Shortfall>,
 }
 
 /// One move.

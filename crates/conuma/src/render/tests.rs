@@ -144,6 +144,7 @@ fn plan() -> Plan {
     Plan {
         moves: vec![planned(held("3-4", &[])), planned(held("", &[(1, 256)]))],
         choices: vec![choice(4, true), choice(3, true), choice(2, false)],
+        withheld: Vec::new(),
     }
 }
 
@@ -278,6 +279,14 @@ fn the_host_is_shown() {
 #[test]
 fn a_plan_is_shown_before_and_after() {
     insta::assert_snapshot!("preview", transfer::preview(&plan(), &ledger(), Style::PLAIN));
+    let owed = Shortfall {
+        what: held("", &[(1, 128)]),
+        code: "unanswering".into(),
+        message: "b does not answer: its memory is left alone until it does".into(),
+        now_with: vm_holder("b"),
+    };
+    let partly = Plan { withheld: vec![owed], ..plan() };
+    insta::assert_snapshot!("preview_withheld", transfer::preview(&partly, &ledger(), Style::PLAIN));
     insta::assert_snapshot!("preview_nothing", transfer::preview(&Plan::default(), &ledger(), Style::PLAIN));
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use conuma_api::{Holder, LedgerInfo, Leg, Move, Plan, Resources, Stage, Transfer, TransferState};
+use conuma_api::{Holder, LedgerInfo, Leg, Move, Plan, Resources, Shortfall, Stage, Transfer, TransferState};
 use conuma_topology::{Bytes, CpuSet, NodeId};
 
 use super::amount;
@@ -11,8 +11,9 @@ use crate::table::Table;
 
 /// What `plan` would move, and what everyone concerned holds before and after.
 pub fn preview(plan: &Plan, ledger: &LedgerInfo, style: Style) -> String {
+    let withheld: String = plan.withheld.iter().map(|shortfall| not_moved("would not move:", shortfall, style)).collect();
     if plan.moves.is_empty() {
-        return "nothing would move: it is so already\n".into();
+        return if withheld.is_empty() { "nothing would move: it is so already\n".into() } else { withheld };
     }
     let mut moves = Table::new(&["what", "from", "to"]).indented(2);
     for planned in &plan.moves {
@@ -27,7 +28,16 @@ pub fn preview(plan: &Plan, ledger: &LedgerInfo, style: Style) -> String {
         let node = choice.node.map(|node| format!(" on node {node}")).unwrap_or_default();
         text.push_str(&format!("  {}{node}: {}\n", amount::cpus(&choice.cpus), style.dim(&choice.reasons.join("; "))));
     }
-    text + &format!("\n{}\n{}", style.bold("Held before and after"), before_and_after(plan, ledger, style))
+    text.push_str(&format!("\n{}\n{}", style.bold("Held before and after"), before_and_after(plan, ledger, style)));
+    if withheld.is_empty() { text } else { text + "\n" + &withheld }
+}
+
+fn not_moved(head: &str, shortfall: &Shortfall, style: Style) -> String {
+    let (head, what, message) = (style.warn(head), &shortfall.what, &shortfall.message);
+    match what.cpus.is_empty() && what.memory.is_empty() {
+        true => format!("{head} {message}\n"),
+        false => format!("{head} {} is with {}: {message}\n", amount::resources(what), shortfall.now_with),
+    }
 }
 
 fn before_and_after(plan: &Plan, ledger: &LedgerInfo, style: Style) -> String {
@@ -155,15 +165,7 @@ pub fn result(transfer: &Transfer, style: Style) -> String {
     }
     for leg in &transfer.legs {
         for shortfall in &leg.shortfalls {
-            let head = style.warn("not moved:");
-            let what = &shortfall.what;
-            text.push_str(&match what.cpus.is_empty() && what.memory.is_empty() {
-                true => format!("{head} {}\n", shortfall.message),
-                false => {
-                    let (what, with) = (amount::resources(what), &shortfall.now_with);
-                    format!("{head} {what} is with {with}: {}\n", shortfall.message)
-                }
-            });
+            text.push_str(&not_moved("not moved:", shortfall, style));
         }
         for remark in &leg.remarks {
             text.push_str(&format!(

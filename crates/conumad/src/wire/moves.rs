@@ -6,7 +6,7 @@ use conuma_api as api;
 use conuma_api::{Code, Problem};
 use conuma_balancing::{
     CoreChoice, CoreReason, Engine, Failure, LegReport, Move, Notice, Reason, Refusal, Remark, Report, Request,
-    Shortfall, Stage, TransferPlan, Verdict,
+    Shortfall, Stage, TransferPlan, Verdict, Withheld,
 };
 use serde::Serialize;
 
@@ -77,7 +77,12 @@ fn api_request(of: &Request) -> api::TransferRequest {
 }
 
 pub(crate) fn plan(of: &TransferPlan) -> api::Plan {
-    api::Plan { moves: of.moves.iter().map(api_move).collect(), choices: of.choices.iter().map(choice).collect() }
+    let withheld = |of: &Withheld| shortfall(&of.as_shortfall());
+    api::Plan {
+        moves: of.moves.iter().map(api_move).collect(),
+        choices: of.choices.iter().map(choice).collect(),
+        withheld: of.withheld.iter().map(withheld).collect(),
+    }
 }
 
 fn api_move(of: &Move) -> api::Move {
