@@ -11,7 +11,8 @@ use crate::table::Table;
 
 /// What `plan` would move, and what everyone concerned holds before and after.
 pub fn preview(plan: &Plan, ledger: &LedgerInfo, style: Style) -> String {
-    let withheld: String = plan.withheld.iter().map(|shortfall| not_moved("would not move:", shortfall, style)).collect();
+    let withheld: String =
+        plan.withheld.iter().map(|shortfall| not_moved("would not move:", shortfall, style)).collect();
     if plan.moves.is_empty() {
         return if withheld.is_empty() { "nothing would move: it is so already\n".into() } else { withheld };
     }
