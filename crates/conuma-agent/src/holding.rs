@@ -24,6 +24,9 @@ use crate::wish::{Target, Touched};
 /// How long the masks of interrupts are believed between two holdings.
 const INTERRUPTS_KEEP: Duration = Duration::from_secs(10);
 
+/// Before what was left undone and failed is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+
 /// How much to look at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Depth {
@@ -46,7 +49,7 @@ pub struct Holder {
     threads: KernelThreads,
     interrupts: Interrupts,
     before: Option<Target>,
-    /// Since when something is left for after the answer.
+    /// Since when something is left for after an answer.
     unfinished: Option<Instant>,
 }
 
@@ -141,7 +144,7 @@ impl Holder {
         if self.unfinished.take().is_none() {
             return Ok(());
         }
-        self.reapply(Depth::Light).map(drop)
+        self.reapply(Depth::Light).map(drop).inspect_err(|_| self.unfinished = Some(Instant::now() + RETRY))
     }
 
     /// Whether some CPU is not to be used, so that the holding needs watching.
@@ -178,7 +181,7 @@ impl Holder {
         });
         let before = before.unwrap_or_else(|| Target { cpus: online.difference(&exclusive), unrestricted: true });
         // Tasks can use what is new as soon as the cpusets say so. The rest only spreads work that has where to run.
-        let only_grows = before != target && before.cpus.is_subset(&target.cpus) && self.unfinished.is_none();
+        let only_grows = before != target && before.cpus.is_subset(&target.cpus);
         if !self.keeps_own_affinity {
             self.state.own_affinities =
                 tasks::own_affinities(&*kernel, &self.proc, &self.threads, &before, &self.state.own_affinities);
@@ -193,11 +196,10 @@ impl Holder {
             if !self.keeps_own_affinity {
                 tasks::restore_own_affinities(&*kernel, &self.state.own_affinities);
             }
-            self.unfinished = Some(Instant::now());
+            self.unfinished.get_or_insert_with(Instant::now);
             self.save();
             return Ok(self.outcome(held, &online, refused, Vec::new(), clock));
         }
-        self.unfinished = None;
 
         let mut left = self.confine_tasks(&target, &mut clock)?;
         self.confine_interrupts(&target, depth);
@@ -206,8 +208,9 @@ impl Holder {
         // Interrupts that fire elsewhere may wait. And the kernel makes new pools for all its unbound work, which takes longer
         // than all the rest, and does not move what is under way: nothing is won by making the host wait for that.
         if depth == Depth::Verify {
-            self.unfinished = Some(Instant::now());
+            self.unfinished.get_or_insert_with(Instant::now);
         } else {
+            self.unfinished = None;
             self.confine_workqueues(&target);
             clock.lap(Stage::Workqueues);
         }

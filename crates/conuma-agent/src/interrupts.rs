@@ -51,7 +51,7 @@ impl Interrupts {
         let may_wait = |fires_on: &GuestCpuSet| which == Which::Misplaced && fires_on.is_subset(&target.cpus);
         if let Some(mask) = &mut state.default_interrupt {
             let wanted = target.cut(&mask.wish);
-            if wanted != mask.wrote && which == Which::All && kernel.write(DEFAULT, &wanted.to_mask()).is_ok() {
+            if wanted != mask.wrote && kernel.write(DEFAULT, &wanted.to_mask()).is_ok() {
                 mask.wrote = wanted;
             }
         }

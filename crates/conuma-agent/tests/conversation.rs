@@ -116,6 +116,28 @@ async fn a_whole_lending_as_the_host_sees_it() {
 }
 
 #[tokio::test]
+async fn what_an_answer_leaves_undone_is_done_soon_after_it_or_when_the_host_hangs_up() {
+    let workqueues = |guest: &fake::FakeGuest| guest.text("sys/devices/virtual/workqueue/cpumask");
+    with_agent(|mut host, guest| async move {
+        host.greet().await;
+        for (generation, cpus, mask) in [(1, "0-3", "f"), (2, "0-7", "ff")] {
+            let before = workqueues(&guest);
+            host.ask(generation, RequestBody::ApplyHolding { cpus: set(cpus) }).await.unwrap();
+            assert_eq!(workqueues(&guest), before, "not waited for");
+            while workqueues(&guest) != mask {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+        host.ask(3, RequestBody::ApplyHolding { cpus: set("0-1") }).await.unwrap();
+        drop(host);
+        while workqueues(&guest) != "3" {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn the_first_word_is_a_greeting_in_a_common_version() {
     with_agent(|mut host, _| async move {
         assert!(matches!(host.ask(0, RequestBody::Report).await, Err(AgentError::BadRequest(_))));

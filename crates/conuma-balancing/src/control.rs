@@ -24,7 +24,7 @@ pub(crate) struct Vm {
     pub(crate) silent: bool,
     pub(crate) cores: CoreKnob,
     pub(crate) memory: BTreeMap<NodeId, MemoryKnob>,
-    /// The guest's word on its free memory.
+    /// The guest's last word on its free memory, with what has moved since.
     pub(crate) free: BTreeMap<NodeId, Bytes>,
     /// All knobs stood right when last looked at.
     pub(crate) settled: bool,
@@ -201,6 +201,12 @@ impl MemoryKnob {
         if self.seen.size != self.asked {
             self.attempt.not_before = now;
         }
+    }
+
+    /// Sets the size once more: a guest that gave up may have room now.
+    pub(crate) fn ask_again(&mut self, now: Duration) {
+        self.certain = false;
+        self.attempt.not_before = now;
     }
 
     /// Wants another size than the ledger says, or no longer.

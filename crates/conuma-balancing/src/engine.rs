@@ -104,7 +104,8 @@ impl State {
     pub fn with_history(self, mut ended: VecDeque<Report>) -> Self {
         // The history is written first: the daemon may have died before the state without the transfer was.
         ended.retain(|report| !self.transfers.contains_key(&report.id));
-        Self { ended, ..self }
+        let after = ended.iter().map(|report| report.id.0 + 1).max().unwrap_or(0);
+        Self { ended, next_transfer: self.next_transfer.max(after), ..self }
     }
 }
 

@@ -25,7 +25,7 @@ pub struct Timing {
     pub grow: Duration,
     /// A guest confirms that memory is online.
     pub confirm: Duration,
-    /// Between two looks at a size that should change, at first; later a tenth of the time that it takes.
+    /// Between two looks at a size that should change, at the least; see `pace`.
     pub poll: Duration,
     /// After so long without progress an unplug is asked for again (the driver would wait 50 s).
     pub restart: Duration,

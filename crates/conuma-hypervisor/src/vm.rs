@@ -132,4 +132,6 @@ pub enum VmEvent {
     Resumed,
     /// A virtio-mem device has a new size. Rate-limited by QEMU: a hint to look, not a record.
     MemoryChanged,
+    /// So many events were missed: any of them may have been.
+    Missed(u64),
 }

@@ -105,7 +105,7 @@ impl Daemon {
             tracing::warn!("a VM was being started: the next daemon finds it or what is left of it");
         }
         self.room.core.stop();
-        // The journal is closed when the thread has ended.
+        // The lock is let go when nobody writes the journal any more.
         if tokio::task::spawn_blocking(move || self.core.join()).await.is_err() {
             tracing::error!("the core was not waited for");
         }

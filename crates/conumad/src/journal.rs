@@ -10,7 +10,7 @@
 //! that cannot be read, with a warning; what is lost then are loans and transfers under way, while who holds what is
 //! found again on the host itself.
 
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -47,23 +47,27 @@ impl Journal {
         H: DeserializeOwned,
     {
         let this = Self { dir: dir.to_owned(), boot: boot.to_owned(), last: Vec::new() };
-        let state = this.load(STATE, "loans and transfers under way are forgotten, holdings are read from the host")?;
+        let state = this.load(STATE, "loans and transfers are forgotten, holdings are read from the host")?;
         let history = this.load(HISTORY, "transfers that have ended are forgotten")?;
+        if state.is_none() && history.is_some() {
+            // Numbers of transfers begin anew: those of the past must not come back under them.
+            this.set_aside(HISTORY)?;
+            return Ok((this, None, None));
+        }
         Ok((this, state, history))
     }
 
     /// Writes `state`, unless it is what was written last, and `history` before it where there is a new one: a transfer
     /// that ends is never in neither.
     pub fn write<S: Serialize, H: Serialize>(&mut self, state: &S, history: Option<&H>) -> anyhow::Result<()> {
-        if let Some(history) = history {
-            self.replace(HISTORY, &self.page(history)?)?;
-        }
+        let told = history.map_or(Ok(()), |history| self.replace(HISTORY, &self.page(history)?));
         let page = self.page(state)?;
         if page != self.last {
             self.replace(STATE, &page)?;
             self.last = page;
         }
-        Ok(())
+        // A state is worth more than what is only shown to people.
+        told
     }
 
     fn page<C: Serialize>(&self, content: &C) -> anyhow::Result<Vec<u8>> {
@@ -87,12 +91,18 @@ impl Journal {
         match content {
             Ok(content) => Ok(Some(content)),
             Err(error) => {
-                let aside =
-                    set_aside(&path).with_context(|| format!("cannot move the unusable {} aside", path.display()))?;
+                let aside = self.set_aside(name)?;
                 tracing::warn!(file = %path.display(), moved_to = %aside.display(), "it is not used: {error:#}; {loss}");
                 Ok(None)
             }
         }
+    }
+
+    fn set_aside(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let path = self.dir.join(name);
+        let aside = path.with_extension("unused");
+        std::fs::rename(&path, &aside).with_context(|| format!("cannot move the unusable {} aside", path.display()))?;
+        Ok(aside)
     }
 
     fn content<C: DeserializeOwned>(&self, page: &[u8]) -> anyhow::Result<C> {
@@ -107,12 +117,6 @@ impl Journal {
         }
         Ok(serde_json::from_slice::<Page<String, C>>(page).context("it cannot be read")?.content)
     }
-}
-
-fn set_aside(path: &Path) -> io::Result<PathBuf> {
-    let aside = path.with_extension("unused");
-    std::fs::rename(path, &aside)?;
-    Ok(aside)
 }
 
 #[cfg(test)]
@@ -149,9 +153,14 @@ mod tests {
     #[test]
     fn a_daemon_that_is_killed_while_it_writes_leaves_what_it_wrote_before() {
         let dir = tempfile::tempdir().expect("a directory");
-        open(dir.path(), "boot 1").0.write(&vec![7_u32], NO_NEW).expect("writing");
-        std::fs::write(dir.path().join("journal.new"), "{\"format\":1,\"bo").expect("writing");
-        assert_eq!(kept(dir.path(), "boot 1"), (Some(vec![7]), None));
+        let mut journal = open(dir.path(), "boot 1").0;
+        journal.write(&vec![7_u32], NO_NEW).expect("writing");
+        let (before, path) = (dir.path().join("before"), dir.path().join(STATE));
+        std::fs::hard_link(&path, &before).expect("a second name");
+        journal.write(&vec![8_u32], NO_NEW).expect("writing");
+        assert!(std::fs::read_to_string(&before).expect("reading").contains("[7]"), "written in place");
+        std::fs::write(path.with_extension("new"), "{\"format\":1,\"bo").expect("writing");
+        assert_eq!(kept(dir.path(), "boot 1"), (Some(vec![8]), None));
     }
 
     #[test]
@@ -164,6 +173,19 @@ mod tests {
         std::fs::remove_dir(&obstacle).expect("removing it");
         journal.write(&vec![1_u32], NO_NEW).expect("writing");
         assert_eq!(kept(dir.path(), "boot 1").0, Some(vec![1]));
+        std::fs::create_dir(dir.path().join("history.new")).expect("a directory in the way");
+        assert!(journal.write(&vec![2_u32], Some(&vec![9_u32])).is_err());
+        assert_eq!(kept(dir.path(), "boot 1"), (Some(vec![2]), None), "a state does not wait for the history");
+    }
+
+    #[test]
+    fn a_history_without_its_state_is_not_used() {
+        let dir = tempfile::tempdir().expect("a directory");
+        open(dir.path(), "boot 1").0.write(&vec![1_u32], Some(&vec![2_u32])).expect("writing");
+        std::fs::remove_file(dir.path().join(STATE)).expect("removing it");
+        assert_eq!(kept(dir.path(), "boot 1"), (None, None));
+        open(dir.path(), "boot 1").0.write(&vec![3_u32], NO_NEW).expect("writing");
+        assert_eq!(kept(dir.path(), "boot 1"), (Some(vec![3]), None));
     }
 
     #[test]

@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         };
     }
     let result = log_to_stderr(&config.log).and_then(|()| {
+        // What it does is short, or waits; each more would only be woken for nothing.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         runtime.context("cannot start")?.block_on(run(config))
     });

@@ -56,12 +56,12 @@ pub(crate) fn begin(leg: &mut Leg, id: TransferId, place: usize, engine: &mut En
         ask_for_shrink(leg, engine, now);
     } else {
         leg.enter(Stage::Prepare, now + engine.timing.prepare, now);
-        ask_for_room(leg, id, place, engine, now);
+        ask_for_room(bytes, leg, id, place, engine, now);
     }
 }
 
-fn ask_for_room(leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, now: Duration) {
-    let (node, bytes) = part(leg);
+fn ask_for_room(bytes: Bytes, leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, now: Duration) {
+    let node = node(leg);
     leg.room_asked = true;
     match vm_of(&leg.from).filter(|_| donor(leg, engine).is_some_and(|vm| vm.agent)) {
         Some(vm) => {
@@ -118,10 +118,11 @@ fn shrink(leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, now:
     let (node, _) = part(leg);
     let recipient_gone = leg.heir != leg.to;
     let restart = engine.timing.restart;
-    if let Some(answer) = leg.answer.take() {
-        note_prepared(leg, answer);
-    }
+    let prepared = leg.answer.take().map(|answer| note_prepared(leg, answer)).is_some();
     let Some(knob) = knob(&leg.from, node, engine) else { return Step::Waits };
+    if prepared {
+        knob.ask_again(now);
+    }
     let reached = knob.goal.is_some_and(|goal| knob.bound() <= goal);
     if reached {
         knob.want(None, now);
@@ -130,7 +131,8 @@ fn shrink(leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, now:
     let refused = matches!(knob.failed, Some(Failure::Refused(_) | Failure::Failed(_)));
     if now < leg.until && !refused && !recipient_gone {
         if !leg.room_asked && now >= knob.changed + restart {
-            ask_for_room(leg, id, place, engine, now);
+            let missing = knob.seen.size.saturating_sub(knob.asked);
+            ask_for_room(missing, leg, id, place, engine, now);
         }
         return Step::Waits;
     }

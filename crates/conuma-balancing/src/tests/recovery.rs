@@ -61,6 +61,21 @@ fn an_interrupted_transfer_says_so() {
 }
 
 #[test]
+fn a_history_that_is_ahead_of_its_state_tells_nothing_twice() {
+    let mut world = world();
+    let first = world.ask(lend("a", "b", of_cpus("1"))).unwrap();
+    let under_way = world.engine.state().clone();
+    world.run_until_settled();
+    let second = world.ask(recall("a")).unwrap();
+    world.run_until_settled();
+    let history = world.engine.history().clone();
+    assert!(history.iter().any(|report| report.id == first) && history.iter().any(|report| report.id == second));
+    let state = under_way.with_history(history);
+    assert!(!state.ended.iter().any(|report| report.id == first), "it is under way again");
+    assert!(state.next_transfer > second.0, "no other transfer gets the number of one that is told of");
+}
+
+#[test]
 fn a_vm_that_died_meanwhile_leaves_everything_to_the_pool() {
     let mut world = world();
     world.vms.remove(&name("b"));

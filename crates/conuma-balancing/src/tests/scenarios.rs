@@ -248,6 +248,68 @@ fn memory_grows_in_steps_that_leave_room_for_the_memmap() {
     assert_eq!(sizes, [2, 4, 32]);
 }
 
+/// Delivers what is for QEMU of `a`, with `moves` the guest goes on; gives what was delivered.
+fn poll(world: &mut World, node: u32, moves: bool) -> Option<ActionKind> {
+    let key = (name("a"), Lane::Hypervisor);
+    let kind = world.in_flight.get(&key)?.front()?.kind.clone();
+    if moves {
+        world.guest_moves(&name("a"), NodeId(node));
+    }
+    world.deliver(&key.0, key.1, Fate::Works);
+    Some(kind)
+}
+
+#[test]
+fn room_is_asked_for_where_nothing_comes_though_enough_seemed_free() {
+    let mut world = pair();
+    world.tell(Event::GuestMemory { vm: name("a"), free: on(1, 2) });
+    let id = world.ask(lend("a", "b", of_memory(1, 2))).unwrap();
+    let agent = (name("a"), Lane::Agent);
+    while !world.in_flight.contains_key(&agent) {
+        assert!(poll(&mut world, 1, false).is_some() || world.tick());
+    }
+    let restart = Timing::default().restart;
+    assert!(world.now >= restart && world.now < 2 * restart, "{:?}", world.now);
+    let asked = world.in_flight[&agent][0].kind.clone();
+    assert_eq!(asked, ActionKind::PrepareMemory { node: NodeId(1), bytes: units(2) });
+    while poll(&mut world, 1, false).is_some() {}
+    world.deliver(&agent.0, agent.1, Fate::Works);
+    let again = ActionKind::SetRequestedSize { node: NodeId(1), bytes: Bytes::ZERO };
+    assert_eq!(poll(&mut world, 1, false), Some(again), "the guest is asked once more as soon as there is room");
+    world.run_until_settled();
+    let report = world.report(id);
+    assert_eq!(stages(&report), [vec![Stage::Shrink, Stage::Grow, Stage::Confirm]]);
+    assert_eq!((report.verdict, &report.legs[0].remarks[..]), (Verdict::Complete, &[][..]));
+}
+
+#[test]
+fn a_size_is_looked_at_as_soon_as_qemu_tells_of_a_change() {
+    let mut world = pair();
+    world.tell(Event::GuestMemory { vm: name("a"), free: on(1, 2) });
+    world.ask(lend("a", "b", of_memory(1, 2))).unwrap();
+    poll(&mut world, 1, false);
+    assert_eq!(poll(&mut world, 1, true), None, "the next look is due later");
+    world.guest_moves(&name("a"), NodeId(1));
+    world.tell(Event::SizeChanged { vm: name("a") });
+    assert_eq!(poll(&mut world, 1, false), Some(ActionKind::PollSize { node: NodeId(1) }));
+    world.run_until_settled();
+    world.tell(Event::SizeChanged { vm: name("a") });
+    assert!(world.in_flight.is_empty(), "nothing is on its way");
+}
+
+#[test]
+fn what_has_moved_counts_until_a_guest_reports_again() {
+    let mut world = pair();
+    world.tell(Event::GuestMemory { vm: name("a"), free: on(1, 2) });
+    world.tell(Event::GuestMemory { vm: name("b"), free: on(1, 1) });
+    assert_eq!(stages(&run(&mut world, lend("a", "b", of_memory(1, 1)), works))[0][0], Stage::Shrink);
+    let free = |world: &World, vm: &str| world.engine.state.vms[&name(vm)].free[&NodeId(1)];
+    assert_eq!(free(&world, "a"), units(1));
+    assert_eq!(free(&world, "b"), Bytes(units(2).0 - units(1).0 / 64), "less what its kernel takes for itself");
+    assert_eq!(stages(&run(&mut world, lend("a", "b", of_memory(1, 1)), works))[0][0], Stage::Shrink);
+    assert_eq!(free(&world, "a"), Bytes::ZERO);
+}
+
 #[test]
 fn a_recipient_that_ends_leaves_everything_with_the_donor_or_the_pool() {
     for stage in [Stage::Quiesce, Stage::Verify, Stage::Close, Stage::Open, Stage::Enable] {

@@ -206,7 +206,12 @@ impl Vm for QemuVm {
     }
 
     async fn memory_by_node(&self) -> Result<BTreeMap<NodeId, Bytes>> {
-        let maps = self.proc.numa_maps(self.process.pid()).map_err(|source| self.gate_failed(source.into()))?;
+        // The kernel walks all page tables of QEMU for it: seconds for hundreds of GiB.
+        let (proc, pid) = (self.proc.clone(), self.process.pid());
+        let read = tokio::task::spawn_blocking(move || proc.numa_maps(pid)).await;
+        // It can only be that the program ends.
+        let maps = read.map_err(|_| HypervisorError::Ended { vm: self.name.clone() })?;
+        let maps = maps.map_err(|source| self.gate_failed(source.into()))?;
         let mut nodes = BTreeMap::<NodeId, Bytes>::new();
         for map in &maps {
             for node in map.pages.keys() {
@@ -273,7 +278,7 @@ async fn translate(mut from: broadcast::Receiver<QmpEvent>, to: broadcast::Sende
         let event = match from.recv().await {
             Ok(event) => event,
             Err(broadcast::error::RecvError::Lagged(missed)) => {
-                tracing::warn!(missed, "events of QEMU were missed");
+                let _ = to.send(VmEvent::Missed(missed));
                 continue;
             }
             Err(broadcast::error::RecvError::Closed) => return,

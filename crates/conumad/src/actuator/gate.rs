@@ -143,12 +143,15 @@ impl GateLane {
         let window = now.saturating_duration_since(self.looked);
         self.looked = now;
         let times = self.tools.vm.run_times(&closed).await?;
-        for (vcpu, time) in &times {
-            let Some(before) = self.seen.get(vcpu).copied() else { continue };
-            self.adjust(*vcpu, time.saturating_sub(before), window).await?;
+        let before = std::mem::replace(&mut self.seen, times.clone());
+        // One gate that cannot be turned does not keep others from being.
+        let mut result = Ok(());
+        for (vcpu, time) in times {
+            if let Some(before) = before.get(&vcpu) {
+                result = result.and(self.adjust(vcpu, time.saturating_sub(*before), window).await);
+            }
         }
-        self.seen = times;
-        Ok(())
+        result
     }
 
     async fn adjust(&mut self, vcpu: VcpuId, ran: Duration, window: Duration) -> Result<(), HypervisorError> {

@@ -137,7 +137,7 @@ impl Room {
             // Also what QEMU says when the guest cannot go on.
             Ok(VmEvent::Paused) => look_if_halted(entry, running).await,
             Ok(VmEvent::Resumed) => {}
-            Err(broadcast::error::RecvError::Lagged(missed)) => {
+            Ok(VmEvent::Missed(missed)) | Err(broadcast::error::RecvError::Lagged(missed)) => {
                 tracing::warn!(%vm, missed, "events of QEMU were missed");
                 running.reset_missed.store(true, Ordering::Relaxed);
                 running.excuses.boots(Instant::now());
