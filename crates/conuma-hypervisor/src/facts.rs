@@ -21,6 +21,8 @@ pub struct HypervisorFacts {
     pub vfio: bool,
     /// Nodes can have PCIe roots of their own (`pxb-pcie`).
     pub pxb_pcie: bool,
+    /// The host's CPUs tell of threads and shared caches by AMD's `topoext`, which `-cpu host` has only if asked for.
+    pub topoext: bool,
 }
 
 impl HypervisorFacts {
@@ -35,6 +37,7 @@ impl HypervisorFacts {
             vsock: true,
             vfio: true,
             pxb_pcie: true,
+            topoext: false,
         }
     }
 }

@@ -67,6 +67,12 @@ fn an_irregular_grid() {
 }
 
 #[test]
+fn threads_and_caches_on_amd() {
+    let facts = HypervisorFacts { topoext: true, ..qemu_10() };
+    check("threads_and_caches_on_amd", "1n2c2t@2G", SMALL, &facts);
+}
+
+#[test]
 fn devices_and_a_disk() {
     let machine = "2n2c@2G; dev 0000:3b:00.0 node=1; dev 0000:3b:00.1 node=1; dev 0000:00:1f.0";
     let vm = format!("devices = [\"3b:00.0\", \"3b:00.1\", \"00:1f.0\"]\n{SMALL}\ndisk = \"/disks/a,b.qcow2\"");

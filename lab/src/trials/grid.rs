@@ -1,6 +1,6 @@
 //! The main series: four nodes, two guests that replicate them, and everything that moves between the two.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -27,13 +27,15 @@ pub(crate) const GUESTS: [GuestSpec; 2] = [
     GuestSpec { name: "b", kernel: "guest-6.12", guarantee: "cpus = \"0-1\"", cpus: "0-1", memory: &[] },
 ];
 
-const TRIALS: [Trial<Stage>; 11] = [
+const TRIALS: [Trial<Stage>; 13] = [
     Trial { name: "the_host_reads_back", body: |stage| shapes::reads_back(&stage.lab) },
     Trial { name: "a_device_is_at_home_on_its_node", body: device_home },
-    Trial { name: "guests_replicate_the_host", body: replicas },
+    Trial { name: "guests_replicate_the_host", body: |stage| shapes::replicates(stage, &[]) },
     Trial { name: "vcpus_are_bound_one_to_one_and_gated", body: bound_and_gated },
     Trial { name: "the_agent_is_small_and_quiet", body: small_agent },
     Trial { name: "cores_and_memory_move_and_come_back", body: lend_and_recall },
+    Trial { name: "interrupts_and_kernel_work_move_along", body: kernel_work },
+    Trial { name: "room_is_made_where_there_is_not_enough", body: make_room },
     Trial { name: "tasks_get_their_own_affinity_back", body: affinity_comes_back },
     Trial { name: "an_exclusive_cpuset_is_refused_with_its_reason", body: exclusive_cpuset },
     Trial { name: "a_silent_agent_does_not_keep_a_core", body: silent_agent },
@@ -53,18 +55,6 @@ fn device_home(stage: &Stage) -> Verdict {
     let machine: Machine = serde_json::from_str(&stage.lab.ok(&["conuma", "topology", "--json"])?)?;
     let homes: Vec<_> = machine.devices.values().filter(|d| d.class >> 16 == 2).map(|device| device.home).collect();
     ensure!(homes == [Some(NodeId(2))], "network cards are at home on {homes:?}");
-    Ok(())
-}
-
-/// Each guest sees the host's nodes, CPUs, distances and packages.
-fn replicas(stage: &Stage) -> Verdict {
-    let look = "cd /sys/devices/system/node; for n in node[0-9]*; do echo $n $(cat $n/cpulist) $(cat $n/distance); done; \
-                cd ../cpu; for c in cpu[0-9]*; do echo $c $(cat $c/topology/physical_package_id $c/topology/thread_siblings_list); done";
-    let host = stage.lab.sh(look)?;
-    for guest in &GUESTS {
-        let seen = stage.lab.guest(guest.name, look)?;
-        ensure!(seen == host, "{} sees\n{seen}\nthe host is\n{host}", guest.name);
-    }
     Ok(())
 }
 
@@ -226,6 +216,95 @@ fn guest_and_host_agree(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
+/// What `a` lends is left by interrupts and unbound kernel work, and they are back when it comes back.
+fn kernel_work(stage: &Stage) -> Verdict {
+    as_at_first(stage)?;
+    let before = Masks::read(stage)?;
+    let (code, transfer) = stage.transfer(&["conuma", "lend", "--from", "a", "--to", "b", "--cpus", "4-7"])?;
+    ensure!(code == 0, "{transfer:#?}");
+    let lent = cpus("4-7");
+    // What fires elsewhere already follows after the answer.
+    stage.lab.until("interrupts and kernel work to leave", Duration::from_secs(60), |_| {
+        let now = Masks::read(stage)?;
+        // One that nobody uses fires nowhere; others change over when they fire next.
+        let used = || now.interrupts.values().filter(|(_, fires_on)| !fires_on.is_empty());
+        let done = now.workqueues.is_disjoint(&lent) && used().all(|(mask, _)| mask.is_disjoint(&lent));
+        Ok(if done && used().count() > 0 { Look::Done(()) } else { Look::NotYet(format!("{now:?}")) })
+    })?;
+    let (code, transfer) = stage.transfer(&["conuma", "recall", "--to", "a"])?;
+    ensure!(code == 0, "{transfer:#?}");
+    stage.lab.until("interrupts and kernel work to come back", Duration::from_secs(60), |_| {
+        let now = Masks::read(stage)?;
+        let same = now.workqueues == before.workqueues
+            && before
+                .interrupts
+                .iter()
+                .all(|(irq, (mask, _))| now.interrupts.get(irq).is_none_or(|(now, _)| now == mask));
+        Ok(if same { Look::Done(()) } else { Look::NotYet(format!("{now:?}, before {before:?}")) })
+    })
+}
+
+/// Where kernel work of guest `a` may run.
+#[derive(Debug)]
+struct Masks {
+    workqueues: CpuSet,
+    /// Of each interrupt: its mask, and where it fires.
+    interrupts: BTreeMap<u32, (CpuSet, CpuSet)>,
+}
+
+impl Masks {
+    fn read(stage: &Stage) -> Result<Self> {
+        let text = stage.lab.guest(
+            "a",
+            "cat /sys/devices/virtual/workqueue/cpumask; cd /proc/irq; for i in [0-9]*; do \
+             echo $i $(cat $i/smp_affinity_list):$(cat $i/effective_affinity_list); done",
+        )?;
+        let mut lines = text.lines();
+        let workqueues = CpuSet::from_mask(lines.next().unwrap_or_default())?;
+        let interrupt = |line: &str| {
+            let (irq, masks) = line.split_once(' ')?;
+            let (mask, fires_on) = masks.split_once(':')?;
+            Some((irq.parse().ok()?, (mask.parse().ok()?, fires_on.parse().ok()?)))
+        };
+        let interrupts = lines.map(|line| interrupt(line).with_context(|| format!("not an interrupt's masks: {line}")));
+        Ok(Self { workqueues, interrupts: interrupts.collect::<Result<_>>()? })
+    }
+}
+
+/// Node 1 of `a` is full of processes' memory. The agent moves as much of it as is needed to other nodes before the rest goes.
+fn make_room(stage: &Stage) -> Verdict {
+    as_at_first(stage)?;
+    // A writer that waits for its reader keeps its whole block in memory, on the node where it runs.
+    let hog = "mkfifo /run/hog; setsid sleep 100000 </run/hog >/dev/null 2>&1 & \
+               for i in 1 2; do setsid taskset -c 2 dd if=/dev/zero of=/run/hog bs=100M count=1 >/dev/null 2>&1 & done";
+    stage.lab.guest("a", hog)?;
+    let on_node = |node: u32| -> Result<u64> {
+        let script = format!(
+            "cat /proc/[0-9]*/numa_maps 2>/dev/null | grep anon= | tr ' ' '\\n' | grep ^N{node}= | cut -d= -f2"
+        );
+        let pages = stage.lab.guest("a", &script)?;
+        Ok(pages.lines().filter_map(|count| count.trim().parse::<u64>().ok()).sum())
+    };
+    let amount = Bytes::mib(256);
+    stage.lab.until("the guest to report that node 1 is full", Duration::from_secs(180), |_| {
+        let report = stage.show("a")?.report.context("the agent reports")?;
+        let free = report.nodes.iter().find(|node| node.node == NodeId(1)).context("node 1 is reported")?.free;
+        Ok(if free < amount { Look::Done(()) } else { Look::NotYet(format!("{free} are free")) })
+    })?;
+    let before = on_node(1)?;
+    let (code, transfer) = stage.transfer(&["conuma", "lend", "--from", "a", "--to", "b", "--memory", "node1=256M"])?;
+    ensure!(code == 0 && transfer.state == TransferState::Complete, "{transfer:#?}");
+    ensure!(transfer.legs[0].stages[0].stage == conuma_api::Stage::Prepare, "{transfer:#?}");
+    ensure!(transfer.legs[0].remarks.is_empty(), "{transfer:#?}");
+    let after = on_node(1)?;
+    ensure!(after + 20_000 < before, "node 1 had {before} pages of processes before and has {after} after");
+    ensure!(stage.lab.guest("a", "pidof dd")?.split_whitespace().count() == 2, "a process has died");
+    stage.lab.guest("a", "kill $(pidof dd); rm /run/hog")?;
+    let (code, transfer) = stage.transfer(&["conuma", "recall", "--to", "a"])?;
+    ensure!(code == 0, "{transfer:#?}");
+    Ok(())
+}
+
 /// A task that bound itself to CPU 5 loses it with the CPU, and has it again when the CPU comes back.
 fn affinity_comes_back(stage: &Stage) -> Verdict {
     as_at_first(stage)?;
@@ -274,6 +353,7 @@ fn silent_agent(stage: &Stage) -> Verdict {
     ensure!(code == 0 && transfer.state == TransferState::Complete, "{transfer:#?}");
     ensure!(transfer.legs.iter().any(|leg| !leg.remarks.is_empty()), "no word of the silent agent: {transfer:#?}");
     ensure!(stage.guest_cpus("a")?.contains(CpuId(6)), "a stopped agent cannot have acted");
+    the_gate_holds(stage)?;
     stage.lab.guest("a", "kill -CONT $(pidof conuma-agent)")?;
     stage.lab.until("the agent to learn its holding", Duration::from_secs(120), |_| {
         let (may, detail) = (stage.guest_cpus("a")?, stage.show("a")?);
@@ -284,6 +364,30 @@ fn silent_agent(stage: &Stage) -> Verdict {
     let findings = witness.findings()?;
     ensure!(findings.violation_count == 0, "{findings:#?}");
     Ok(())
+}
+
+/// Both guests want CPU 6 without a pause: the quota on the vCPU of `a`, which does not hold it, leaves it to `b`.
+fn the_gate_holds(stage: &Stage) -> Result<()> {
+    stage.start_load("a", &[6])?;
+    stage.start_load("b", &[6])?;
+    let vcpu = "/sys/fs/cgroup/conuma/a/vcpu6";
+    stage.lab.until("the quota of a's vCPU 6", Duration::from_secs(120), |lab| {
+        let max = lab.sh(&format!("cat {vcpu}/cpu.max"))?;
+        Ok(if max.starts_with("max") { Look::NotYet(max) } else { Look::Done(()) })
+    })?;
+    let ran = |vm: &str| -> Result<u64> {
+        let detail = stage.show(vm)?;
+        let vcpu = detail.vcpus.iter().find(|vcpu| vcpu.cpu == CpuId(6)).context("there is a vCPU 6")?;
+        vcpu.run_time_us.context("its run time is known")
+    };
+    let first = (ran("a")?, ran("b")?);
+    let (a, b) = stage.lab.until("b to run for five seconds", Duration::from_secs(120), |_| {
+        let (a, b) = (ran("a")? - first.0, ran("b")? - first.1);
+        Ok(if b > 5_000_000 { Look::Done((a, b)) } else { Look::NotYet(format!("{b} us")) })
+    })?;
+    ensure!(a * 5 < b, "a ran {a} us on the CPU that it had lent, b {b} us");
+    stage.stop_load("b")?;
+    stage.stop_load("a")
 }
 
 /// The daemon is killed while `b` has borrowed cores: the guests run on, a new daemon knows all, and the loan comes back.

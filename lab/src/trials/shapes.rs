@@ -6,6 +6,7 @@ use conuma_topology::Machine;
 use super::{Report, Trial, Verdict};
 use crate::host::{Kit, Lab};
 use crate::spec::LabSpec;
+use crate::stage::Stage;
 
 const TRIALS: [(&str, Trial<Lab>); 2] = [
     ("1n2c1t@1G", Trial { name: "one_node_reads_back", body: reads_back }),
@@ -48,5 +49,21 @@ pub(super) fn reads_back(lab: &Lab) -> Verdict {
         ensure!(read.siblings(cpu) == built.siblings(cpu), "CPU {cpu} has siblings {}", read.siblings(cpu));
     }
     ensure!(read.packages().len() == built.packages().len(), "{} packages", read.packages().len());
+    Ok(())
+}
+
+/// Each guest sees the host's nodes with their CPUs and distances, and its packages, dies, shared caches and threads; those
+/// that are `blind` to threads all but these.
+pub(super) fn replicates(stage: &Stage, blind: &[&str]) -> Verdict {
+    let look = "cd /sys/devices/system/node; for n in node[0-9]*; do echo $n $(cat $n/cpulist) $(cat $n/distance); done; \
+                cd ../cpu; for c in cpu[0-9]*; do echo $c $(cat $c/topology/physical_package_id $c/topology/die_id) \
+                $(cat $c/cache/index3/shared_cpu_list 2>/dev/null); echo $c threads $(cat $c/topology/thread_siblings_list); done";
+    let host = stage.lab.sh(look)?;
+    for guest in ["a", "b"] {
+        let seen = stage.lab.guest(guest, look)?;
+        let sees = |line: &&str| !(blind.contains(&guest) && line.contains("threads"));
+        let same = seen.lines().filter(sees).eq(host.lines().filter(sees));
+        ensure!(same, "{guest} sees\n{seen}\nthe host is\n{host}");
+    }
     Ok(())
 }

@@ -218,6 +218,8 @@ pub struct CpuLoad {
     pub idle_us: u64,
     /// Wanted by the guest, used by the host.
     pub steal_us: u64,
+    /// Summed time that tasks waited in its run queue since boot; `None` if the guest's kernel does not count it.
+    pub waited_us: Option<u64>,
     /// Busy share since the report before, in hundredths of a percent; `None` in the first report.
     pub busy_share: Option<u32>,
 }
@@ -240,9 +242,24 @@ pub struct NodeLoad {
     /// Page cache.
     #[schema(value_type = u64)]
     pub file: Bytes,
+    /// Anonymous pages.
+    #[schema(value_type = u64)]
+    pub anonymous: Bytes,
     /// Managed by the movable zone: can be taken again.
     #[schema(value_type = u64)]
     pub movable: Bytes,
+    /// In huge page pools.
+    #[schema(value_type = u64)]
+    pub huge_total: Bytes,
+    /// In huge page pools and unused.
+    #[schema(value_type = u64)]
+    pub huge_free: Bytes,
+    /// Hotplug memory blocks that are online.
+    #[schema(value_type = u64)]
+    pub online: Bytes,
+    /// Hotplug memory blocks that are not: plugged but of no use.
+    #[schema(value_type = u64)]
+    pub offline: Bytes,
 }
 
 /// Share of the last 10 and 60 seconds in which some task waited, in hundredths of a percent.

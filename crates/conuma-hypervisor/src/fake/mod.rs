@@ -91,6 +91,7 @@ impl Default for FakeHypervisor {
             vsock: true,
             vfio: true,
             pxb_pcie: true,
+            topoext: false,
         };
         Self { facts, vms: Arc::default(), fail_start: Arc::default(), fault_start: Arc::default() }
     }

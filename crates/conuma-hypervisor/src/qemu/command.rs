@@ -108,7 +108,8 @@ fn machine(plan: &BindingPlan, facts: &HypervisorFacts, args: &mut Args) {
         machine.push_str(&format!(",smp-cache.0.cache=l3,smp-cache.0.topology={level}"));
     }
     args.add("-machine", machine);
-    args.add("-cpu", cpu_model(plan.accel));
+    let topoext = if facts.topoext && plan.accel == Accel::Kvm { ",topoext=on" } else { "" };
+    args.add("-cpu", format!("{}{topoext}", cpu_model(plan.accel)));
     if remapping {
         // Devices passed through must see the guest's mappings.
         let caching = if plan.bridges.is_empty() { "" } else { ",caching-mode=on" };

@@ -53,7 +53,11 @@ impl Qemu {
         scratch: &Path,
     ) -> Result<Self, HypervisorError> {
         let program = program.into();
-        let facts = probe::probe(&program, scratch).await?;
+        let mut facts = probe::probe(&program, scratch).await?;
+        facts.topoext = proc.cpu_has("topoext").map_err(|error| HypervisorError::Program {
+            program: program.clone(),
+            reason: format!("it is not known which CPU its guests will see: {error}"),
+        })?;
         tracing::info!(version = facts.version, program = %program.display(), "hypervisor");
         Ok(Self { program, facts, gates, proc })
     }

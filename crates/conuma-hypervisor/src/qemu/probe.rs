@@ -70,6 +70,7 @@ async fn ask(qmp: &Qmp) -> Result<HypervisorFacts, QmpError> {
         vsock: has("vhost-vsock-pci"),
         vfio: has("vfio-pci"),
         pxb_pcie: has("pxb-pcie"),
+        topoext: false,
     })
 }
 

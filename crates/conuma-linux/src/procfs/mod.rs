@@ -88,6 +88,13 @@ impl ProcFs {
         Ok(self.read("proc/cmdline")?.trim().to_owned())
     }
 
+    /// Whether the first CPU has this flag by `/proc/cpuinfo` (x86).
+    pub fn cpu_has(&self, flag: &str) -> Result<bool, ProcError> {
+        let text = self.read("proc/cpuinfo")?;
+        let flags = text.lines().find_map(|line| line.strip_prefix("flags")?.split_once(':'));
+        Ok(flags.is_some_and(|(_, flags)| flags.split_ascii_whitespace().any(|word| word == flag)))
+    }
+
     /// Time since boot.
     pub fn uptime(&self) -> Result<Duration, ProcError> {
         self.parsed("proc/uptime", "seconds since boot", |text| {

@@ -90,9 +90,21 @@ fn detail() -> VmDetail {
         free: Bytes::mib(100),
         available: Bytes::mib(400),
         file: Bytes::mib(50),
+        anonymous: Bytes::mib(30),
         movable: Bytes::mib(384),
+        huge_total: Bytes::ZERO,
+        huge_free: Bytes::ZERO,
+        online: Bytes::mib(384),
+        offline: Bytes::ZERO,
     };
-    let cpu = |cpu: u32| CpuLoad { cpu: CpuId(cpu), busy_us: 5, idle_us: 5, steal_us: 0, busy_share: Some(2500 * cpu) };
+    let cpu = |cpu: u32| CpuLoad {
+        cpu: CpuId(cpu),
+        busy_us: 5,
+        idle_us: 5,
+        steal_us: 0,
+        waited_us: Some(7),
+        busy_share: Some(2500 * cpu),
+    };
     VmDetail {
         summary: summary(),
         limit: Demand::default(),

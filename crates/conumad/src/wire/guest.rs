@@ -56,6 +56,7 @@ pub(crate) fn guest_report(
                 busy_us: micros(busy(cpu)),
                 idle_us: micros(cpu.idle),
                 steal_us: micros(cpu.steal),
+                waited_us: cpu.waited.map(micros),
                 busy_share: earlier.and_then(|earlier| busy_share(cpu, earlier)),
             })
         })
@@ -71,7 +72,12 @@ pub(crate) fn guest_report(
                 free: node.free,
                 available: node.available,
                 file: node.file,
+                anonymous: node.anonymous,
                 movable: node.movable,
+                huge_total: node.huge_total,
+                huge_free: node.huge_free,
+                online: node.blocks_online,
+                offline: node.blocks_offline,
             })
         })
         .collect();
