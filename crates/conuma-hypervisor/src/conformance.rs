@@ -58,7 +58,6 @@ impl Subject<'_> {
         assert_eq!(vm.run_times(&vcpus).await.expect("run times").len(), vcpus.len());
         vm.adopt_threads().await.expect("adopt");
         assert_eq!(vm.adopt_threads().await.expect("adopt again"), 0, "threads stay where they were put");
-        vm.limit_memory(Bytes::gib(64)).await.expect("limit memory");
         vm.console().await.expect("console");
         vm.end(BUDGET).await.expect("end");
     }

@@ -73,11 +73,6 @@ pub trait Vm: Send + Sync {
     /// Puts threads that appeared since into their leaf, and vCPU threads that someone moved back; how many were moved.
     async fn adopt_threads(&self) -> Result<usize, HypervisorError>;
 
-    /// Sets the ceiling on host memory (`memory.max`) for so much guest memory, boot memory included, and what the
-    /// hypervisor needs on top. At start the ceiling is for all that the plan allows. Raise it before memory is given, lower
-    /// it after memory was taken: a guest at its ceiling is slow, then killed.
-    async fn limit_memory(&self, guest: Bytes) -> Result<(), HypervisorError>;
-
     /// Where the VM's memory really is: bytes by host node, of all its mappings.
     async fn memory_by_node(&self) -> Result<BTreeMap<NodeId, Bytes>, HypervisorError>;
 

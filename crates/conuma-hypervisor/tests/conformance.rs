@@ -1,7 +1,7 @@
 //! The conformance suite against the fake and against the real QEMU, emulating: what is under test is the conversation
 //! with QEMU, which its emulator holds as its KVM does.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "tests")]
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -29,7 +29,7 @@ fn plan(vm: &str, dir: &Path) -> BindingPlan {
 async fn qemu(dir: &Path, gates: Arc<dyn GateRoot>) -> Option<Qemu> {
     let there = Command::new(QEMU).arg("--version").stdout(Stdio::null()).status().is_ok_and(|status| status.success());
     if !there {
-        eprintln!("SKIP: {QEMU} is not installed");
+        println!("skipped: {QEMU} is not installed");
         return None;
     }
     Some(Qemu::probe(QEMU, gates, ProcFs::new("/"), dir).await.unwrap())

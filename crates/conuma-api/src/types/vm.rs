@@ -67,7 +67,7 @@ pub struct VmDetail {
     pub summary: VmSummary,
     /// What it can hold at most.
     pub limit: Demand,
-    /// Its share of what is left.
+    /// As its file says; nothing goes by it yet.
     pub weight: u32,
     /// What it lent and borrowed.
     pub loans: Vec<LoanInfo>,

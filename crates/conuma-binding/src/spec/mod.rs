@@ -2,7 +2,7 @@
 //!
 //! ```toml
 //! name = "db"
-//! weight = 100                 # its share of what no one is guaranteed
+//! weight = 100                 # kept and shown; nothing goes by it yet
 //!
 //! [guarantee]                  # what it gets back whenever it asks
 //! cores = 4                    # whole cores; or `cpus = "4-7"` to say which
@@ -39,7 +39,7 @@ pub(crate) const MEMORY_UNIT: Bytes = Bytes::mib(2);
 pub struct VmSpec {
     /// `name`.
     pub name: VmName,
-    /// `weight`: its share of what is left after guarantees, 1 to 10000; 100 if left out.
+    /// `weight`, 1 to 10000; 100 if left out. Kept and shown; nothing goes by it yet.
     pub weight: u32,
     /// `[guarantee]`: what it always gets back on request.
     pub guarantee: Wish,

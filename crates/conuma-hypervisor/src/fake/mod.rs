@@ -72,7 +72,6 @@ struct State {
     gates: BTreeMap<VcpuId, Gate>,
     memory: BTreeMap<NodeId, MemoryState>,
     boot: BTreeMap<NodeId, Bytes>,
-    ceiling: Option<Bytes>,
     console: String,
     faults: Faults,
     failed: BTreeMap<&'static str, u32>,
@@ -149,7 +148,6 @@ impl FakeVm {
             gates: plan.replica.vcpus.iter().map(|vcpu| (vcpu.id, gate(vcpu.cpu))).collect(),
             memory: plan.memory.iter().filter(|n| !n.maximum.is_zero()).map(|n| (n.host, device(n.maximum))).collect(),
             boot: plan.memory.iter().map(|node| (node.host, node.boot)).collect(),
-            ceiling: None,
             console: String::new(),
             faults: Faults::default(),
             failed: BTreeMap::new(),
@@ -213,11 +211,6 @@ impl FakeVm {
     /// The guest writes to its console.
     pub fn print(&self, text: &str) {
         lock(&self.state).console.push_str(text);
-    }
-
-    /// The guest memory that the last ceiling was set for; `None` if none was set since the start.
-    pub fn memory_ceiling(&self) -> Option<Bytes> {
-        lock(&self.state).ceiling
     }
 
     fn is_alive(&self) -> bool {
@@ -361,11 +354,6 @@ impl Vm for FakeVm {
 
     async fn adopt_threads(&self) -> Result<usize, HypervisorError> {
         Ok(0)
-    }
-
-    async fn limit_memory(&self, guest: Bytes) -> Result<(), HypervisorError> {
-        self.enter().await?.ceiling = Some(guest);
-        Ok(())
     }
 
     async fn console(&self) -> Result<String, HypervisorError> {

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use conuma_binding::BindingPlan;
-use conuma_linux::cgroup::Limit;
 use conuma_linux::procfs::{Pid, ProcFs, Tid};
 use conuma_topology::{Bytes, NodeId, VcpuId, VmName};
 use serde_json::{Value, json};
@@ -15,7 +14,6 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
 
 use super::process::Process;
-use super::with_overhead;
 use crate::error::HypervisorError;
 use crate::gate::{Gate, GateError};
 use crate::gates::Gates;
@@ -199,10 +197,6 @@ impl Vm for QemuVm {
 
     async fn adopt_threads(&self) -> Result<usize> {
         self.gates.adopt(self.process.pid(), &self.threads).map_err(|source| self.gate_failed(source))
-    }
-
-    async fn limit_memory(&self, guest: Bytes) -> Result<()> {
-        self.gates.set_memory_max(Limit::At(with_overhead(guest))).map_err(|source| self.gate_failed(source))
     }
 
     async fn memory_by_node(&self) -> Result<BTreeMap<NodeId, Bytes>> {
