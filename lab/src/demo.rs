@@ -18,6 +18,8 @@ use crate::wire::Say;
 
 /// The node whose memory moves in the story.
 const NODE: u32 = 1;
+/// The guest with the load.
+const BUSY: &str = "a";
 
 /// Tells it; an error if anything came out other than it should.
 pub fn run(kit: &Kit) -> Result<()> {
@@ -37,7 +39,7 @@ fn tell(tale: &mut Tale, stage: &Stage) -> Result<()> {
     }
 
     tale.title("Guest a gets busy, on CPUs that it is going to lend")?;
-    stage.start_load("a", &[4, 6])?;
+    stage.start_load(BUSY, &[4, 6])?;
     let before = View::take(stage)?;
     let witness = stage.witness(&["a", "b"])?;
 
@@ -47,6 +49,7 @@ fn tell(tale: &mut Tale, stage: &Stage) -> Result<()> {
     let (lend, lend_ms) = tale.transfer(stage, &argv)?;
     let during = View::take(stage)?;
     tale.command(stage, &["conuma", "show"])?;
+    let still = View::take(stage)?;
 
     tale.title("And takes them back")?;
     let (recall, recall_ms) = tale.transfer(stage, &["conuma", "recall", "--to", "a"])?;
@@ -56,11 +59,15 @@ fn tell(tale: &mut Tale, stage: &Stage) -> Result<()> {
 
     tale.title("What happened")?;
     tale.line(&views([("before", &before), ("lent", &during), ("after", &after)]))?;
-    tale.line(&ran(&during, &after))?;
+    let ran = Ran::between(&during, &still);
+    tale.line(&format!("while it was lent:\n{}", ran.iter().map(Ran::tell).collect::<String>()))?;
     tale.line(&stages([("lend", &lend, lend_ms), ("recall", &recall, recall_ms)]))?;
     tale.line(&witnessed(&findings, home, elsewhere))?;
-    for view in [&before, &during, &after] {
+    for view in [&before, &during, &still, &after] {
         agree(&before, view)?;
+    }
+    for ran in &ran {
+        ran.agree(ran.name == BUSY)?;
     }
     for ((before, during), after) in before.0.iter().zip(&during.0).zip(&after.0) {
         let of = |view: &GuestView| (view.cpus.clone(), view.memory);
@@ -156,6 +163,14 @@ impl GuestView {
         self.host.memory.iter().find(|memory| memory.node.0 == NODE).map(pick).unwrap_or_default()
     }
 
+    /// Busy time by its own word on CPUs that it holds, and on others.
+    fn was_busy(&self) -> [Duration; 2] {
+        [true, false].map(|held| {
+            let there = self.busy.iter().filter(|(cpu, _)| self.cpus.contains(**cpu) == held);
+            there.map(|(_, time)| *time).sum()
+        })
+    }
+
     /// Run time of the vCPU threads on CPUs that it holds, and on others.
     fn ran(&self) -> [Duration; 2] {
         [true, false].map(|held| {
@@ -206,24 +221,52 @@ fn views(views: [(&str, &View); 3]) -> String {
     text
 }
 
-/// Who ran how long while the loan lasted, by both words.
-fn ran(lent: &View, back: &View) -> String {
-    let mut text = String::from("from the loan to its return:\n");
-    for (lent, back) in lent.0.iter().zip(&back.0) {
-        let on = |view: &GuestView| -> Duration {
-            view.busy.iter().filter(|(cpu, _)| lent.cpus.contains(**cpu)).map(|(_, time)| *time).sum()
-        };
-        let [before, after] = [lent.ran(), back.ran()].map(|[held, other]| held + other);
-        let _ = writeln!(
-            text,
-            "  {}: busy for {:.1} s on CPUs {} by its /proc/stat; its vCPU threads ran for {:.1} s by the host",
-            lent.name,
-            on(back).saturating_sub(on(lent)).as_secs_f32(),
-            lent.cpus,
-            after.saturating_sub(before).as_secs_f32(),
-        );
+/// How long a guest ran between two moments with the same holding, by both words.
+struct Ran {
+    name: &'static str,
+    cpus: CpuSet,
+    /// By its `/proc/stat`: on CPUs that it holds, and on others. An emulated guest loses most of its clock's ticks, and with
+    /// them what they would have counted.
+    guest: [Duration; 2],
+    /// Run time of its vCPU threads.
+    host: [Duration; 2],
+}
+
+impl Ran {
+    fn between(from: &View, to: &View) -> Vec<Self> {
+        let each = from.0.iter().zip(&to.0).map(|(from, to)| {
+            let passed = |of: fn(&GuestView) -> [Duration; 2]| {
+                let (from, to) = (of(from), of(to));
+                [0, 1].map(|which| to[which].saturating_sub(from[which]))
+            };
+            Self {
+                name: from.name,
+                cpus: from.cpus.clone(),
+                guest: passed(GuestView::was_busy),
+                host: passed(GuestView::ran),
+            }
+        });
+        each.collect()
     }
-    text
+
+    fn tell(&self) -> String {
+        let [guest, host] = [self.guest, self.host].map(|[held, other]| {
+            format!("{:.2} s on CPUs {}, {:.2} s on others", held.as_secs_f32(), self.cpus, other.as_secs_f32())
+        });
+        format!("  {}: busy by its /proc/stat {guest}; its vCPU threads ran, by the host, {host}\n", self.name)
+    }
+
+    /// A guest cannot have been busy for longer than its threads ran; and by both words one with a load was busy where it holds
+    /// CPUs, and not elsewhere.
+    fn agree(&self, loaded: bool) -> Result<()> {
+        let slack = Duration::from_secs(1);
+        let [guest, host] = [self.guest, self.host].map(|[held, other]| held + other);
+        ensure!(guest <= host + slack, "{}: busy for {guest:?}, but its threads ran for {host:?}", self.name);
+        for [held, other] in [self.guest, self.host].into_iter().filter(|_| loaded) {
+            ensure!(held > other, "{}: ran for {held:?} on CPUs {}, and for {other:?} on others", self.name, self.cpus);
+        }
+        Ok(())
+    }
 }
 
 fn stages(transfers: [(&str, &Transfer, u64); 2]) -> String {

@@ -24,11 +24,12 @@ use crate::action::{Action, ActionId, ActionKind, Event, Failure, Outcome};
 use crate::check::{Violation, check_ledger};
 use crate::control::{Told, Vm};
 use crate::duty::{Knob, next_duty};
+use crate::elsewhere::rounds;
 use crate::holding::Resources;
 use crate::host::Host;
 use crate::ledger::{Holder, Ledger, TransferId};
 use crate::loans::{Loan, Loans, Remember};
-use crate::plan::{Refusal, Request, TransferPlan};
+use crate::plan::{Move, Refusal, Request, TransferPlan};
 use crate::propose::{Books, plan, plan_start};
 use crate::report::{Notice, Reason, Report, Stage};
 use crate::timing::Timing;
@@ -155,7 +156,8 @@ impl Engine {
         }
         let id = TransferId(self.state.next_transfer);
         self.state.next_transfer += 1;
-        let due = self.state.transfers.values().map(|before| before.due).fold(now, Duration::max) + self.longest();
+        let due =
+            self.state.transfers.values().map(|before| before.due).fold(now, Duration::max) + self.longest(&request);
         self.state.transfers.insert(id, Transfer::waiting(id, request, now, due));
         if must_wait {
             self.notices.push(Notice::Waiting { transfer: id });
@@ -347,7 +349,7 @@ impl Engine {
 
 /// How it works inside.
 impl Engine {
-    fn books(&self) -> Books<'_> {
+    pub(crate) fn books(&self) -> Books<'_> {
         let state = &self.state;
         let mut held: BTreeMap<Holder, Resources> =
             state.ledger.accounts().map(|(holder, held)| (holder, held.clone())).collect();
@@ -433,7 +435,7 @@ impl Engine {
     }
 
     /// Knobs turned by transfers under way, and by those that wait for their turn before `before`.
-    fn turned_before(&self, before: Option<TransferId>) -> Knobs {
+    pub(crate) fn turned_before(&self, before: Option<TransferId>) -> Knobs {
         let mut knobs = Knobs::new();
         for (id, transfer) in &self.state.transfers {
             if !transfer.is_waiting() {
@@ -459,8 +461,12 @@ impl Engine {
                     self.begin(id, &mut transfer, now);
                     went = true;
                 }
-                if transfer.is_waiting() || transfer.legs.iter().any(|leg| leg.stage != Stage::Done) {
+                let over = |transfer: &Transfer| transfer.legs.iter().all(|leg| leg.stage == Stage::Done);
+                if transfer.is_waiting() || !over(&transfer) {
                     self.state.transfers.insert(id, transfer);
+                } else if self.look_elsewhere(id, &mut transfer, now) {
+                    self.state.transfers.insert(id, transfer);
+                    went = true;
                 } else {
                     self.end(transfer, now);
                     went = true;
@@ -473,8 +479,9 @@ impl Engine {
     }
 
     /// The longest that a transfer can last once it has begun.
-    fn longest(&self) -> Duration {
-        leg::cores::longest(&self.timing).max(leg::memory::longest(&self.timing))
+    fn longest(&self, request: &Request) -> Duration {
+        let round = leg::cores::longest(&self.timing).max(leg::memory::longest(&self.timing));
+        round * rounds(request)
     }
 
     fn begin(&mut self, id: TransferId, transfer: &mut Transfer, now: Duration) {
@@ -488,18 +495,22 @@ impl Engine {
         self.notices.push(Notice::Began { transfer: id, plan: plan.clone() });
         let terms = transfer.terms();
         transfer.report.verdict = Verdict::Moving;
-        transfer.legs = plan.moves.iter().map(|step| Leg::new(step, terms)).collect();
-        transfer.due = now + self.longest();
-        let withheld = plan.withheld.clone();
+        transfer.due = now + self.longest(&transfer.report.request);
+        self.add_legs(id, transfer, &plan.moves, now);
+        transfer.legs.extend(plan.withheld.iter().map(|withheld| Leg::withheld(withheld, terms)));
         transfer.report.plan = Some(plan);
-        for (place, leg) in transfer.legs.iter_mut().enumerate() {
+    }
+
+    pub(crate) fn add_legs(&mut self, id: TransferId, transfer: &mut Transfer, moves: &[Move], now: Duration) {
+        let (before, terms) = (transfer.legs.len(), transfer.terms());
+        transfer.legs.extend(moves.iter().map(|step| Leg::new(step, terms)));
+        for (place, leg) in transfer.legs.iter_mut().enumerate().skip(before) {
             if leg.load.cpus.is_empty() {
                 leg::memory::begin(leg, id, place, self, now);
             } else {
                 leg::cores::begin(leg, id, self, now);
             }
         }
-        transfer.legs.extend(withheld.iter().map(|withheld| Leg::withheld(withheld, terms)));
     }
 
     pub(crate) fn end(&mut self, mut transfer: Transfer, now: Duration) {

@@ -58,6 +58,7 @@ mod check;
 mod choose;
 mod control;
 mod duty;
+mod elsewhere;
 mod engine;
 mod holding;
 mod host;

@@ -3,6 +3,7 @@
 //! The planner only proposes; whether a VM may give or take so much is for [`crate::check_plan`] to
 //! say, and every plan passes it.
 
+mod elsewhere;
 mod recall;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +20,8 @@ use crate::loans::Loans;
 use crate::plan::{CoreChoice, Move, Refusal, Request, TransferPlan};
 use crate::vm::VmSpec;
 
+pub(crate) use elsewhere::plan_elsewhere;
+
 /// What plans are made from: a snapshot.
 pub(crate) struct Books<'a> {
     pub(crate) host: &'a Host,
@@ -34,10 +37,9 @@ pub(crate) struct Books<'a> {
 
 /// The plan for a request, checked. One without moves means that all is as asked for already.
 pub(crate) fn plan(books: &Books, request: &Request) -> Result<TransferPlan, Refusal> {
-    let mut draft = Draft { books, plan: TransferPlan::default() };
-    let mut excused = BTreeSet::new();
+    let mut draft = Draft { books, plan: TransferPlan::default(), barred: &BTreeSet::new() };
     match request {
-        Request::Lend { from, to, what, below_guarantee } => {
+        Request::Lend { from, to, what, .. } => {
             books.running(from)?;
             books.running(to)?;
             if from == to {
@@ -47,19 +49,27 @@ pub(crate) fn plan(books: &Books, request: &Request) -> Result<TransferPlan, Ref
             if draft.plan.moves.is_empty() {
                 return Err(Refusal::NothingToLend);
             }
-            excused.extend(below_guarantee.then(|| from.clone()));
         }
         Request::Recall { to, from, what } => {
             books.running(to)?;
             draft.recall(to, from.as_ref(), what.as_ref())?;
         }
-        Request::Set { vm, what, below_guarantee } => {
+        Request::Set { vm, what, .. } => {
             books.running(vm)?;
             draft.set(vm, what)?;
-            excused.extend(below_guarantee.then(|| vm.clone()));
         }
     }
-    books.finish(draft.plan, &excused)
+    books.finish(draft.plan, &excused(request))
+}
+
+/// Whose owner agreed that it falls below its guarantee.
+fn excused(request: &Request) -> BTreeSet<VmName> {
+    match request {
+        Request::Lend { from: vm, below_guarantee: true, .. } | Request::Set { vm, below_guarantee: true, .. } => {
+            BTreeSet::from([vm.clone()])
+        }
+        _ => BTreeSet::new(),
+    }
 }
 
 /// What a VM would hold at start: everything comes from the pool.
@@ -72,7 +82,7 @@ pub(crate) fn plan_start(books: &mut Books, spec: &VmSpec) -> Result<TransferPla
     let cores = spec.initial.cores.clone().or_else(|| spec.guarantee.cores.clone()).unwrap_or(CoreDemand::Count(1));
     let memory = spec.initial.memory.clone().or_else(|| spec.guarantee.memory.clone());
     books.specs.insert(spec.name.clone(), spec.clone());
-    let mut draft = Draft { books, plan: TransferPlan::default() };
+    let mut draft = Draft { books, plan: TransferPlan::default(), barred: &BTreeSet::new() };
     draft.give(&pool, &vm, &Demand { cores: Some(cores), memory: Some(MemoryDemand::PerNode(spec.boot.clone())) })?;
     let beyond_boot = match memory {
         None => MemoryDemand::Total(Bytes::ZERO),
@@ -140,6 +150,8 @@ impl Books<'_> {
 struct Draft<'a> {
     books: &'a Books<'a>,
     plan: TransferPlan,
+    /// Nodes to leave out where memory is asked for on whichever.
+    barred: &'a BTreeSet<NodeId>,
 }
 
 impl Draft<'_> {
@@ -246,7 +258,8 @@ impl Draft<'_> {
                 Err(Refusal::NotHeld { from: from.clone(), missing, held_by })
             }
             MemoryDemand::Total(total) => {
-                let room = has.common(&self.room(to));
+                let mut room = has.common(&self.room(to));
+                room.memory.retain(|node, _| !self.barred.contains(node));
                 let block =
                     room.memory.keys().map(|node| books.block([from, to], *node)).max().unwrap_or(Bytes::mib(2));
                 self.wish(from, to, &room, |wish| wish.memory(*total, block)).map_err(|available| {

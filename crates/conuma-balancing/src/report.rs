@@ -20,7 +20,8 @@ pub struct Report {
     pub request: Request,
     /// What was planned; `None` while it waits for others, or if nothing could be planned.
     pub plan: Option<TransferPlan>,
-    /// One for each move of the plan, then one for each that was withheld.
+    /// One for each move of the plan, then one for each that was withheld, then those that make good on other nodes what
+    /// fell short.
     pub legs: Vec<LegReport>,
     /// When it was asked for, in engine time.
     pub asked: Duration,
@@ -124,6 +125,8 @@ pub enum Remark {
     Unconfirmed,
     /// The donor's agent could not make room beforehand.
     Unprepared,
+    /// This did not come or was not taken; so much was looked for on other nodes.
+    Elsewhere(Resources),
 }
 
 /// A stage of a move.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::action::{ActionId, Outcome};
 use crate::duty::Knob;
+use crate::elsewhere::rounds;
 use crate::engine::Engine;
 use crate::holding::{MemoryDemand, Resources};
 use crate::ledger::{Holder, TransferId};
@@ -20,10 +21,13 @@ use crate::report::{LegReport, Notice, Reason, Remark, Report, Shortfall, Stage,
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Transfer {
     pub(crate) report: Report,
-    /// One for each move, in the order of the plan, then those that were withheld.
+    /// One for each move, in the order of the plan, then those that were withheld, then those of further rounds.
     pub(crate) legs: Vec<Leg>,
     /// When it ends at the latest, by the deadlines of its stages and of those it waits for.
     pub(crate) due: Duration,
+    /// How often what fell short may still be looked for on other nodes.
+    #[serde(default)]
+    pub(crate) rounds_left: u32,
 }
 
 /// One move under way: cores, or memory of one node.
@@ -75,7 +79,7 @@ impl Transfer {
     pub(crate) fn waiting(id: TransferId, request: Request, now: Duration, due: Duration) -> Self {
         let report =
             Report { id, request, plan: None, legs: Vec::new(), asked: now, ended: None, verdict: Verdict::Waiting };
-        Self { report, legs: Vec::new(), due }
+        Self { rounds_left: rounds(&report.request) - 1, report, legs: Vec::new(), due }
     }
 
     pub(crate) fn is_waiting(&self) -> bool {
@@ -144,10 +148,7 @@ impl Leg {
     }
 
     fn knobs(&self) -> Knobs {
-        let planned = &self.report.planned;
-        let vms = [&planned.from, &planned.to].into_iter().filter_map(vm_of);
-        vms.flat_map(|vm| knobs_for(&planned.what).into_iter().map(|knob| (vm.clone(), knob)).collect::<Vec<_>>())
-            .collect()
+        knobs_of_move(&self.report.planned)
     }
 
     /// Whether `vm` still has what this leg should take.
@@ -183,6 +184,21 @@ impl Leg {
         if !self.report.remarks.contains(&remark) {
             self.report.remarks.push(remark);
         }
+    }
+
+    /// `what` of what fell short is looked for elsewhere.
+    pub(crate) fn made_good(&mut self, what: &Resources) {
+        if what.is_empty() {
+            return;
+        }
+        let mut rest = what.clone();
+        for short in &mut self.report.shortfalls {
+            let part = short.what.common(&rest);
+            short.what = short.what.saturating_sub(&part);
+            rest = rest.saturating_sub(&part);
+        }
+        self.report.shortfalls.retain(|short| !short.what.is_empty());
+        self.remark(Remark::Elsewhere(what.clone()));
     }
 
     /// `what` of the load does not arrive.
@@ -227,6 +243,12 @@ impl Leg {
         }
         step
     }
+}
+
+/// The knobs that a move turns.
+pub(crate) fn knobs_of_move(planned: &Move) -> Knobs {
+    let vms = [&planned.from, &planned.to].into_iter().filter_map(vm_of);
+    vms.flat_map(|vm| knobs_for(&planned.what).into_iter().map(|knob| (vm.clone(), knob)).collect::<Vec<_>>()).collect()
 }
 
 /// The VM that a holder is.

@@ -16,6 +16,8 @@ use conumad::{Daemon, Settings, Surroundings};
 
 /// Nobody waits longer for a fake.
 const BUDGET: Duration = Duration::from_secs(60);
+/// What a fake does not do at once it never does.
+const BRIEF: Duration = Duration::from_secs(1);
 
 /// A daemon on a fake host.
 struct Lab {
@@ -43,7 +45,7 @@ impl Lab {
             accel: Accel::Kvm,
             doors: Doors::Sockets(dir.path().join("agents")),
             // A fake that keeps its memory keeps it for good, and an agent that is not there stays silent.
-            timing: Timing { shrink: Duration::from_secs(1), agent: Duration::from_millis(300), ..Timing::default() },
+            timing: Timing { shrink: BRIEF, grow: BRIEF, agent: Duration::from_millis(300), ..Timing::default() },
             look: Duration::from_secs(1),
             report: Duration::from_secs(5),
             audit: Duration::from_secs(60),
@@ -195,6 +197,22 @@ async fn a_part_exits_with_3_and_says_what_stayed() {
     let ran = lab.conuma("lend --from a --to b --memory node1=128M --below-guarantee").await;
     assert_eq!(ran.code, 3, "{}{}", ran.out, ran.err);
     assert!(ran.out.contains("a part moved") && ran.out.contains("not moved:"), "{}", ran.out);
+    lab.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_amount_without_a_node_comes_from_another_where_one_does_not_do() {
+    let lab = Lab::with_two_vms().await;
+    // Just what it has plugged there besides the boot memory.
+    let stuck = Faults { takes: [(NodeId(1), Bytes::mib(128))].into(), ..Faults::default() };
+    lab.hypervisor.vm(&"b".parse().expect("a name")).expect("a runs").set_faults(stuck);
+    let ran = lab.conuma("lend --from a --to b --memory 128M --below-guarantee").await;
+    assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
+    assert!(ran.out.contains("node1=128M did not come: looked for on other nodes"), "{}", ran.out);
+    let b: VmDetail = lab.json("show b").await;
+    assert_eq!(b.loans.first().map(|loan| loan.what.to_string()), Some("node0=128M".into()));
+    let mixed = lab.conuma("lend --from a --to b --memory 128M,node1=128M").await;
+    assert!(mixed.code == 1 && mixed.err.contains("names nodes, and also a size"), "{}", mixed.err);
     lab.end().await;
 }
 

@@ -123,7 +123,7 @@ fn a_missing_daemon_is_told_with_what_to_do() {
 #[test]
 fn wrong_words_are_exit_code_2() {
     let dir = tempfile::tempdir().expect("a directory");
-    check_fails(dir.path(), "lend --from a --to b", 2, &["--cores <N>|--cpus <LIST>|--memory <NODE=SIZE>"]);
+    check_fails(dir.path(), "lend --from a --to b", 2, &["--cores <N>|--cpus <LIST>|--memory <[NODE=]SIZE>"]);
     check_fails(dir.path(), "lent", 2, &["lend"]);
     check_fails(dir.path(), "show ../etc", 2, &["cannot name a VM"]);
 }

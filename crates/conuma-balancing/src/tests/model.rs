@@ -321,6 +321,14 @@ fn every_interleaving_of_two_vms_lending_memory() {
 }
 
 #[test]
+fn every_interleaving_of_memory_from_whichever_node() {
+    let host = host(2, 1, 1, 3);
+    let specs = vec![spec(&host, "a", "0", 2), spec(&host, "b", "1", 1)];
+    let one = Demand { cores: None, memory: Some(MemoryDemand::Total(UNIT)) };
+    Small::new(host, specs, vec![lend("a", "b", one), recall("a")], 1).check(20_000);
+}
+
+#[test]
 fn every_interleaving_of_three_vms_and_two_nodes() {
     let host = host(2, 2, 1, 5);
     let specs = vec![spec(&host, "a", "0-1", 2), spec(&host, "b", "2", 1), spec(&host, "c", "3", 1)];

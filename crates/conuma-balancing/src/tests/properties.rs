@@ -20,6 +20,7 @@ use crate::*;
 #[derive(Debug, Clone)]
 enum Op {
     Lend { from: usize, to: usize, cores: usize, node: u32, memory: u64, below: bool },
+    LendAnywhere { from: usize, to: usize, memory: u64 },
     Recall(usize),
     RecallPart { to: usize, from: Option<usize>, cores: usize, node: u32, memory: u64 },
     Set { vm: usize, cores: usize, node: u32, memory: u64 },
@@ -53,6 +54,8 @@ fn ops() -> impl Strategy<Value = Op> {
     let lend = (vm.clone(), vm.clone(), 0..3usize, 0..NODES, 0..4u64, any::<bool>());
     prop_oneof![
         4 => lend.prop_map(|(from, to, cores, node, memory, below)| Op::Lend { from, to, cores, node, memory, below }),
+        2 => (vm.clone(), vm.clone(), 1..5u64)
+            .prop_map(|(from, to, memory)| Op::LendAnywhere { from, to, memory }),
         2 => vm.clone().prop_map(Op::Recall),
         1 => (vm.clone(), prop::option::of(vm.clone()), 0..3usize, 0..NODES, 0..3u64)
             .prop_map(|(to, from, cores, node, memory)| Op::RecallPart { to, from, cores, node, memory }),
@@ -98,6 +101,10 @@ fn play(world: &mut World, op: &Op) {
         Op::Lend { from, to, cores, node, memory, below } => {
             let what = demand(cores, node, memory);
             let _ = world.ask(Request::Lend { from: vm(from), to: vm(to), what, below_guarantee: below });
+        }
+        Op::LendAnywhere { from, to, memory } => {
+            let what = Demand { cores: None, memory: Some(MemoryDemand::Total(units(memory))) };
+            drop(world.ask(Request::Lend { from: vm(from), to: vm(to), what, below_guarantee: false }));
         }
         Op::Recall(to) => drop(world.ask(recall(NAMES[to]))),
         Op::RecallPart { to, from, cores, node, memory } => {
@@ -276,7 +283,7 @@ fn the_scripts_reach_what_can_become_of_a_transfer() {
     assert!(missing.is_empty(), "never reached: {missing:?}");
 }
 
-const REACHED: [&str; 28] = [
+const REACHED: [&str; 29] = [
     "Complete",
     "Partial",
     "Nothing",
@@ -305,6 +312,7 @@ const REACHED: [&str; 28] = [
     "RecipientRefused",
     "Unconfirmed",
     "Unprepared",
+    "Elsewhere",
 ];
 
 /// The name of a variant.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use conuma_topology::{Bytes, NodeId};
+use conuma_topology::{Bytes, NodeId, VmName};
 
 use super::world::*;
 use crate::*;
@@ -17,6 +17,16 @@ pub(super) fn pair() -> World {
 
 /// Runs `request` to its end; each action meets the fate that `fate` names, `None` leaves it in flight.
 pub(super) fn run(world: &mut World, request: Request, fate: impl Fn(&Action) -> Option<Fate>) -> Report {
+    run_with(world, request, fate, |_, _, _| true)
+}
+
+/// The same, with guests that move memory on those nodes only that `moves` names.
+pub(super) fn run_with(
+    world: &mut World,
+    request: Request,
+    fate: impl Fn(&Action) -> Option<Fate>,
+    moves: impl Fn(&World, &VmName, NodeId) -> bool,
+) -> Report {
     let id = world.ask(request).unwrap();
     for _ in 0..10_000 {
         world.check();
@@ -29,9 +39,9 @@ pub(super) fn run(world: &mut World, request: Request, fate: impl Fn(&Action) ->
             None => {
                 let vms: Vec<_> = world.vms.keys().cloned().collect();
                 let nodes: Vec<_> = world.engine.host().memory.keys().copied().collect();
-                let moved = vms
-                    .iter()
-                    .fold(false, |any, vm| nodes.iter().fold(any, |any, node| world.guest_moves(vm, *node) || any));
+                let pairs = vms.iter().flat_map(|vm| nodes.iter().map(move |node| (vm, *node)));
+                let moved =
+                    pairs.fold(false, |any, (vm, node)| (moves(world, vm, node) && world.guest_moves(vm, node)) || any);
                 moved || world.tick()
             }
         };

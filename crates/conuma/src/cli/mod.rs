@@ -254,8 +254,9 @@ pub struct What {
     /// Exactly these CPUs of the host, in whole cores
     #[arg(long, value_name = "LIST")]
     pub cpus: Option<CpuSet>,
-    /// Memory of a node, for example node1=256M; may be given again for another node
-    #[arg(long, value_name = "NODE=SIZE", value_delimiter = ',', value_parser = parse_node_amount)]
+    /// Memory of a node, for example node1=256M; may be given again for another node. A size alone is that much in all: the
+    /// daemon picks the nodes, and where one does not give, another
+    #[arg(long, value_name = "[NODE=]SIZE", value_delimiter = ',', value_parser = parse_node_amount)]
     pub memory: Vec<NodeAmount>,
 }
 
@@ -283,6 +284,7 @@ Exit codes: 0 all of it moved, 3 part of it moved, 4 refused, 1 error.";
 Examples:
   conuma lend --from a --to b --cores 2 --memory node1=256M
   conuma lend --from a --to b --cpus 4-7 --preview
+  conuma lend --from a --to b --memory 512M
   conuma lend --from a --to b --memory node0=1G,node1=1G --below-guarantee
 
 {MOVE_EXIT_CODES}"))]
@@ -469,7 +471,7 @@ mod tests {
 
     #[test]
     fn wrong_values_are_named_with_the_right_form() {
-        let lines = ["--memory 256M", "--memory node1=much", "--cpus 7-4", "--cores 1 --deadline soon"];
+        let lines = ["--memory lots", "--memory node1=much", "--cpus 7-4", "--cores 1 --deadline soon"];
         let errors = lines.map(|line| refused(&format!("conuma lend --from a --to b {line}")));
         insta::assert_snapshot!("wrong_values", errors.join("\n"));
     }

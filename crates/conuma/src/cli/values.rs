@@ -4,22 +4,25 @@ use std::time::Duration;
 
 use conuma_topology::{Bytes, NodeId};
 
-/// Memory of one node, written `node1=256M` or `1=256M`.
+/// Memory of one node, written `node1=256M` or `1=256M`, or of whichever nodes, written `256M`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NodeAmount {
-    /// The node.
-    pub node: NodeId,
+    /// The node; `None` for whichever fit best.
+    pub node: Option<NodeId>,
     /// How much.
     pub amount: Bytes,
 }
 
-/// Reads `node1=256M`.
+/// Reads `node1=256M` or `256M`.
 pub fn parse_node_amount(text: &str) -> Result<NodeAmount, String> {
-    let (node, amount) = text.split_once('=').ok_or("a node is missing (expected the form `node1=256M`)")?;
+    let bytes = |amount: &str| amount.parse::<Bytes>().map_err(|e| e.to_string());
+    let Some((node, amount)) = text.split_once('=') else {
+        return Ok(NodeAmount { node: None, amount: bytes(text)? });
+    };
     let number = node.trim().strip_prefix("node").unwrap_or(node.trim());
     let node =
         number.parse().map(NodeId).map_err(|_| format!("`{node}` is not a node (expected the form `node1=256M`)"))?;
-    Ok(NodeAmount { node, amount: amount.parse::<Bytes>().map_err(|e| e.to_string())? })
+    Ok(NodeAmount { node: Some(node), amount: bytes(amount)? })
 }
 
 /// Reads `500ms`, `10s`, `2m`, `1h`, or `10` for seconds.
@@ -43,10 +46,11 @@ mod tests {
 
     #[test]
     fn node_amounts_are_read_with_and_without_the_word() {
-        let amount = |text| parse_node_amount(text).map(|a| (a.node.0, a.amount));
-        assert_eq!(amount("node1=256M"), Ok((1, Bytes::mib(256))));
-        assert_eq!(amount("12=1.5G"), Ok((12, Bytes::mib(1536))));
-        for wrong in ["256M", "nodex=1G", "node=1G", "node1=", "node1=lots"] {
+        let amount = |text| parse_node_amount(text).map(|a| (a.node.map(|node| node.0), a.amount));
+        assert_eq!(amount("node1=256M"), Ok((Some(1), Bytes::mib(256))));
+        assert_eq!(amount("12=1.5G"), Ok((Some(12), Bytes::mib(1536))));
+        assert_eq!(amount("256M"), Ok((None, Bytes::mib(256))));
+        for wrong in ["lots", "nodex=1G", "node=1G", "node1=", "node1=lots"] {
             assert!(parse_node_amount(wrong).is_err(), "{wrong}");
         }
     }

@@ -14,31 +14,42 @@ use crate::render::transfer;
 
 pub(super) async fn lend(client: &Client, args: LendArgs, console: &mut Console<'_>) -> anyhow::Result<Outcome> {
     let LendArgs { from, to, what, how, below_guarantee } = args;
-    let request = TransferRequest::Lend { from, to, what: demand(what), below_guarantee };
+    let request = TransferRequest::Lend { from, to, what: demand(what)?, below_guarantee };
     order(client, request, &how, console).await
 }
 
 pub(super) async fn recall(client: &Client, args: RecallArgs, console: &mut Console<'_>) -> anyhow::Result<Outcome> {
     let RecallArgs { to, from, what, how } = args;
-    let what = Some(demand(what)).filter(|what| *what != Demand::default());
+    let what = Some(demand(what)?).filter(|what| *what != Demand::default());
     order(client, TransferRequest::Recall { to, from, what }, &how, console).await
 }
 
 pub(super) async fn set(client: &Client, args: SetArgs, console: &mut Console<'_>) -> anyhow::Result<Outcome> {
     let SetArgs { vm, what, how, below_guarantee } = args;
-    order(client, TransferRequest::Set { vm, what: demand(what), below_guarantee }, &how, console).await
+    order(client, TransferRequest::Set { vm, what: demand(what)?, below_guarantee }, &how, console).await
 }
 
 /// What the flags ask for; amounts given for one node twice add up.
-fn demand(what: What) -> Demand {
-    let mut memory: BTreeMap<NodeId, Bytes> = BTreeMap::new();
+fn demand(what: What) -> anyhow::Result<Demand> {
+    let mut nodes: BTreeMap<NodeId, Bytes> = BTreeMap::new();
+    let mut anywhere = None;
     for given in &what.memory {
-        *memory.entry(given.node).or_insert(Bytes::ZERO) += given.amount;
+        let sum = match given.node {
+            Some(node) => nodes.entry(node).or_default(),
+            None => anywhere.get_or_insert_default(),
+        };
+        *sum += given.amount;
     }
-    Demand {
-        cores: what.cpus.map(CoreDemand::Cpus).or(what.cores.map(CoreDemand::Count)),
-        memory: (!memory.is_empty()).then_some(MemoryDemand::PerNode(memory)),
-    }
+    let memory = match anywhere {
+        Some(total) if nodes.is_empty() => Some(MemoryDemand::Total(total)),
+        None => (!nodes.is_empty()).then_some(MemoryDemand::PerNode(nodes)),
+        Some(_) => {
+            let what = "--memory names nodes, and also a size without one".into();
+            let hint = "say it for every node, or only how much in all".into();
+            return Err(WithHint { what, hint }.into());
+        }
+    };
+    Ok(Demand { cores: what.cpus.map(CoreDemand::Cpus).or(what.cores.map(CoreDemand::Count)), memory })
 }
 
 async fn order(

@@ -174,6 +174,7 @@ fn remark(of: &Remark, planned: &Move) -> api::Remark {
         Remark::RecipientRefused(cpus, why) => format!("the recipient does not use CPUs {cpus}: {why}"),
         Remark::Unconfirmed => "the recipient plugged it, but did not confirm that it is online".into(),
         Remark::Unprepared => "the giver's agent could not make room beforehand".into(),
+        Remark::Elsewhere(what) => format!("{what} did not come: looked for on other nodes"),
     };
     api::Remark { code: kind_of(of), message }
 }
