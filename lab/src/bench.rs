@@ -6,7 +6,8 @@
 //! - **Memory**: lending, against a bare virtio-mem resize of the same size: `qom-set requested-size` down in the one, up in
 //!   the other, over QMP monitors that the daemon does not use.
 //!
-//! The rounds alternate, so that whatever else the machine does falls on both. Only ratios mean anything.
+//! The rounds alternate, so that whatever else the machine does falls on both; each measurement begins when the guests have come
+//! to rest, so that what one leaves behind does not fall on the next. Only ratios mean anything.
 
 use std::io::Write as _;
 use std::time::Duration;
@@ -96,6 +97,7 @@ fn median(times: &[Duration]) -> Duration {
 /// Lends; the time that the daemon took, and for each stage of it.
 fn lend(stage: &Stage, what: &[&str]) -> Result<(Duration, String)> {
     let argv = [&["conuma", "lend", "--quiet", "--from", "a", "--to", "b"], what].concat();
+    stage.at_rest()?;
     let (code, transfer) = stage.transfer(&argv)?;
     ensure!(code == 0, "{transfer:#?}");
     let stages = transfer.legs.iter().flat_map(|leg| &leg.stages);
@@ -113,6 +115,7 @@ fn recall(stage: &Stage) -> Result<()> {
 /// Takes vCPUs of a guest offline and brings them online again; how long each took, as the guest measures it.
 fn hotplug(stage: &Stage, vm: &str, first: u32, last: u32) -> Result<(Duration, Duration)> {
     let timed = |online: u32| -> Result<Duration> {
+        stage.at_rest()?;
         let text = stage.lab.guest(
             vm,
             &format!(
@@ -138,6 +141,7 @@ fn resize(stage: &Stage, node: u32, mib: u64) -> Result<(Duration, Duration)> {
         let (shrink, grow) = text.trim().split_once(' ').context("two times expected")?;
         Ok((Duration::from_micros(shrink.parse()?), Duration::from_micros(grow.parse()?)))
     };
+    stage.at_rest()?;
     let took = step("a", "b")?;
     step("b", "a")?;
     Ok(took)

@@ -27,6 +27,9 @@ const GUEST_CMDLINE: &str = "console=ttyS0 quiet nowatchdog mitigations=off rdin
 /// faults and boots anew. That says nothing about what is tested.
 const BOOTS: usize = 3;
 const GUESTS_BUDGET: Duration = Duration::from_secs(400);
+/// Guests at rest use so many microseconds of CPU time in half a second, all together: to be emulated costs that much.
+const AT_REST: u64 = 125_000;
+const AT_REST_BUDGET: Duration = Duration::from_secs(60);
 const WITNESS_STOP: &str = "/run/witness.stop";
 
 /// A guest to be started.
@@ -136,6 +139,22 @@ impl Stage {
             let detail = self.show(vm)?;
             let ready = detail.summary.agent == AgentState::Connected && detail.summary.settled;
             Ok(if ready { Look::Done(detail) } else { Look::NotYet(format!("{:?}", detail.summary)) })
+        })
+    }
+
+    /// Waits until no guest does anything worth mentioning.
+    pub fn at_rest(&self) -> Result<()> {
+        let script = format!(
+            "used() {{ cat {CGROUPS}/*/cpu.stat | awk '/^usage_usec/ {{ sum += $2 }} END {{ print sum }}'; }}; \
+             before=$(used); sleep 0.5; echo $(($(used) - before))"
+        );
+        self.lab.until("guests at rest", AT_REST_BUDGET, |lab| {
+            let used: u64 = lab.sh(&script)?.trim().parse()?;
+            Ok(if used < AT_REST {
+                Look::Done(())
+            } else {
+                Look::NotYet(format!("{used} µs of CPU time in half a second"))
+            })
         })
     }
 

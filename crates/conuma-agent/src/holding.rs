@@ -21,9 +21,6 @@ use crate::tasks::{self, KernelThreads, Stray};
 use crate::warn;
 use crate::wish::{Target, Touched};
 
-/// How long the masks of interrupts are believed between two holdings.
-const INTERRUPTS_KEEP: Duration = Duration::from_secs(10);
-
 /// Before what was left undone and failed is tried again.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -32,7 +29,7 @@ const RETRY: Duration = Duration::from_secs(5);
 pub enum Depth {
     /// Only what could have changed the effect of the holding: cgroups and new tasks.
     Light,
-    /// Also every task's mask at the end, and interrupts that were not looked at lately.
+    /// Also every task's mask at the end.
     Verify,
     /// Also every interrupt and kernel thread anew.
     Everything,
@@ -86,14 +83,20 @@ impl Holder {
 
     /// Refuses what is older than what was already seen.
     pub fn fence(&mut self, generation: Generation) -> Result<(), AgentError> {
-        if generation < self.state.newest {
-            return Err(AgentError::Stale { newest: self.state.newest });
-        }
-        if generation > self.state.newest {
-            self.state.newest = generation;
+        if self.advance(generation)? {
             self.save();
         }
         Ok(())
+    }
+
+    /// Whether it is newer than what was already seen.
+    fn advance(&mut self, generation: Generation) -> Result<bool, AgentError> {
+        let before = self.state.newest;
+        if generation < before {
+            return Err(AgentError::Stale { newest: before });
+        }
+        self.state.newest = generation;
+        Ok(generation > before)
     }
 
     /// Does ahead of time what the first holding would have to wait for, and applies the holding
@@ -107,7 +110,7 @@ impl Holder {
             None => {
                 let cgroups = Cgroups::new(&*self.kernel);
                 cgroups.enable().map_err(|error| failed("enabling cpusets", &error))?;
-                self.interrupts.learn(&*self.kernel, &mut self.state, INTERRUPTS_KEEP);
+                self.interrupts.learn(&*self.kernel, &mut self.state);
                 let stuck = self.threads.sweep(&*self.kernel, &self.proc);
                 stuck.map(drop).map_err(|error| failed("reading the root cgroup", &error))
             }
@@ -124,8 +127,13 @@ impl Holder {
         if Cgroups::new(&*self.kernel).mode() != CgroupMode::Unified {
             return Err(unsupported());
         }
-        self.fence(generation)?;
-        self.enforce(cpus, Depth::Verify, deadline)
+        // What is enforced is saved with its generation, so that need not be done twice.
+        let newer = self.advance(generation)?;
+        self.enforce(cpus, Depth::Verify, deadline).inspect_err(|_| {
+            if newer {
+                self.save();
+            }
+        })
     }
 
     /// Applies the last holding again, if there is one: cgroups come and go.
@@ -144,6 +152,7 @@ impl Holder {
         if self.unfinished.take().is_none() {
             return Ok(());
         }
+        self.interrupts.learn(&*self.kernel, &mut self.state);
         self.reapply(Depth::Light).map(drop).inspect_err(|_| self.unfinished = Some(Instant::now() + RETRY))
     }
 
@@ -245,8 +254,9 @@ impl Holder {
     fn confine_interrupts(&mut self, target: &Target, depth: Depth) {
         match depth {
             Depth::Light => {}
-            Depth::Verify => self.interrupts.learn(&*self.kernel, &mut self.state, INTERRUPTS_KEEP),
-            Depth::Everything => self.interrupts.learn(&*self.kernel, &mut self.state, Duration::ZERO),
+            // What changed since it was last read is seen after the answer.
+            Depth::Verify => self.interrupts.learn_once(&*self.kernel, &mut self.state),
+            Depth::Everything => self.interrupts.learn(&*self.kernel, &mut self.state),
         }
         let which = if depth == Depth::Verify { Which::Misplaced } else { Which::All };
         self.interrupts.confine(&*self.kernel, target, &mut self.state, which);

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::time::{Duration, Instant};
 
 use conuma_topology::{GuestCpuId, GuestCpuSet};
 
@@ -18,8 +17,8 @@ const WORKQUEUES_REQUESTED: &str = "sys/devices/virtual/workqueue/cpumask_reques
 /// What is known of the guest's interrupts. Their masks are in [`State`].
 #[derive(Debug, Default)]
 pub struct Interrupts {
-    /// When their list and masks were read.
-    listed: Option<Instant>,
+    /// Their list and masks were read.
+    listed: bool,
     /// Interrupts whose affinity the kernel does not let anybody set: it manages them itself.
     managed: BTreeSet<u32>,
     /// The CPUs of its mask that each really fires on; the kernel picks one or a few.
@@ -36,13 +35,17 @@ pub enum Which {
 }
 
 impl Interrupts {
-    /// Reads the list of interrupts and their masks, unless that was done less than `within` ago:
-    /// hundreds of interrupts are common, and others seldom move them.
-    pub fn learn(&mut self, kernel: &dyn Kernel, state: &mut State, within: Duration) {
-        if self.listed.is_none_or(|listed| listed.elapsed() >= within) {
-            self.listed = Some(Instant::now());
-            self.managed.clear();
-            self.fires_on = list(kernel, state);
+    /// Reads the list of interrupts and their masks. Hundreds of interrupts are common.
+    pub fn learn(&mut self, kernel: &dyn Kernel, state: &mut State) {
+        self.listed = true;
+        self.managed.clear();
+        self.fires_on = list(kernel, state);
+    }
+
+    /// The same, unless it was done before: others seldom move them.
+    pub fn learn_once(&mut self, kernel: &dyn Kernel, state: &mut State) {
+        if !self.listed {
+            self.learn(kernel, state);
         }
     }
 
@@ -56,11 +59,15 @@ impl Interrupts {
             }
         }
         state.interrupts.retain(|&irq, mask| {
-            let wanted = target.cut(&mask.wish);
             let fires_on = self.fires_on.get(&irq).unwrap_or(&mask.wrote);
-            if wanted == mask.wrote || self.managed.contains(&irq) || may_wait(fires_on) {
+            if target.cut(&mask.wish) == mask.wrote || self.managed.contains(&irq) || may_wait(fires_on) {
                 return true;
             }
+            // Somebody may have changed it since it was read.
+            if let Ok(now) = read_list(kernel, &affinity_file(irq)) {
+                *mask = Touched::observe(Some(mask.clone()), now);
+            }
+            let wanted = target.cut(&mask.wish);
             match kernel.write(&affinity_file(irq), &wanted.to_string()) {
                 Ok(()) => {
                     let fires_on = if which == Which::All { fires_on_now(kernel, irq) } else { None };

@@ -26,7 +26,7 @@ use crate::{error, facts, memory, warn};
 const MAX_SLOW: usize = 16;
 /// How long after an answer what it left undone is done: by then the other guest of a transfer has its part, whose CPUs it
 /// would slow down where hosts are small.
-const FINISH_AFTER: Duration = Duration::from_millis(200);
+const FINISH_AFTER: Duration = Duration::from_millis(500);
 
 /// The agent: what all conversations share.
 pub struct Agent {

@@ -1,22 +1,25 @@
 //! Where so much memory was asked for in all, what one node does not give or take is looked for on others.
 //!
-//! A round of legs ends; what fell short of it is planned anew between the same two, on nodes where nothing fell short, and
-//! the new legs join the transfer. It lasts a few rounds at most, and its deadline counts them from the beginning.
+//! A round of legs ends; what fell short of it is planned anew between the same two, on nodes where nothing fell short and
+//! no other transfer moves their memory, and the new legs join the transfer. What cannot be planned so stays a shortfall.
+//! It lasts a few rounds at most, and its deadline counts them from the beginning.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use conuma_topology::{Bytes, NodeId};
 
+use crate::action::Failure;
+use crate::duty::Knob;
 use crate::engine::Engine;
 use crate::holding::{MemoryDemand, Resources};
 use crate::ledger::{Holder, TransferId};
 use crate::plan::{Move, Request};
 use crate::propose::plan_elsewhere;
 use crate::report::{LegReport, Reason, Remark, Verdict};
-use crate::transfer::{Leg, Transfer, knobs_of_move};
+use crate::transfer::{Leg, Transfer, vm_of};
 
-/// Rounds of a transfer at most: a guest that keeps what it has on three nodes keeps it on the fourth.
+/// Rounds of a transfer at most: who was kept waiting so often has waited long enough.
 const ROUNDS: u32 = 3;
 
 /// How many rounds a request can come to.
@@ -41,9 +44,13 @@ impl Engine {
         if missing.is_empty() {
             return false;
         }
-        let moves = plan_elsewhere(&self.books(), &transfer.report.request, &missing, &barred(&transfer.legs));
-        let turned = self.turned_before(Some(id));
-        if moves.is_empty() || moves.iter().any(|step| !turned.is_disjoint(&knobs_of_move(step))) {
+        let (barred, turned) = (barred(&transfer.legs), self.turned_before(Some(id)));
+        let open = |from: &Holder, to: &Holder, node| {
+            let mut vms = [from, to].into_iter().filter_map(vm_of);
+            !barred.contains(&node) && vms.all(|vm| !turned.contains(&(vm.clone(), Knob::Memory(node))))
+        };
+        let moves = plan_elsewhere(&self.books(), &transfer.report.request, &missing, open);
+        if moves.is_empty() {
             return false;
         }
         transfer.rounds_left -= 1;
@@ -57,9 +64,13 @@ impl Engine {
 
 /// What of a leg another node could make good.
 fn fell_short(report: &LegReport) -> impl Iterator<Item = &Resources> {
-    let by_guest_or_qemu =
-        |why: &Reason| matches!(why, Reason::DonorKept | Reason::RecipientDidNotTake | Reason::HypervisorFailed(_));
-    report.shortfalls.iter().filter(move |short| by_guest_or_qemu(&short.why)).map(|short| &short.what)
+    // A QEMU that does not answer is no better on another node.
+    let of_the_node = |why: &Reason| match why {
+        Reason::DonorKept | Reason::RecipientDidNotTake => true,
+        Reason::HypervisorFailed(failure) => matches!(failure, Failure::Refused(_) | Failure::Failed(_)),
+        _ => false,
+    };
+    report.shortfalls.iter().filter(move |short| of_the_node(&short.why)).map(|short| &short.what)
 }
 
 fn missing(legs: &[Leg]) -> BTreeMap<(Holder, Holder), Bytes> {

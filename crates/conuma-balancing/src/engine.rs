@@ -428,6 +428,10 @@ impl Engine {
         self.shift(&held, &holder, &Holder::Pool);
         self.state.loans.ended(name);
         let mut transfers = std::mem::take(&mut self.state.transfers);
+        // Another VM may begin under its name before they end.
+        for transfer in transfers.values_mut().filter(|transfer| transfer.legs.iter().any(|leg| leg.names(&holder))) {
+            transfer.rounds_left = 0;
+        }
         for leg in transfers.values_mut().flat_map(|transfer| &mut transfer.legs) {
             leg.vm_gone(name, self, now);
         }
@@ -528,6 +532,10 @@ impl Engine {
 }
 
 impl Leg {
+    fn names(&self, holder: &Holder) -> bool {
+        self.from == *holder || self.to == *holder
+    }
+
     fn involves(&self, vm: &VmName) -> bool {
         self.stage != Stage::Done && [&self.from, &self.to].into_iter().any(|holder| vm_of(holder) == Some(vm))
     }

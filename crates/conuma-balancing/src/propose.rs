@@ -37,7 +37,7 @@ pub(crate) struct Books<'a> {
 
 /// The plan for a request, checked. One without moves means that all is as asked for already.
 pub(crate) fn plan(books: &Books, request: &Request) -> Result<TransferPlan, Refusal> {
-    let mut draft = Draft { books, plan: TransferPlan::default(), barred: &BTreeSet::new() };
+    let mut draft = Draft { books, plan: TransferPlan::default() };
     match request {
         Request::Lend { from, to, what, .. } => {
             books.running(from)?;
@@ -82,7 +82,7 @@ pub(crate) fn plan_start(books: &mut Books, spec: &VmSpec) -> Result<TransferPla
     let cores = spec.initial.cores.clone().or_else(|| spec.guarantee.cores.clone()).unwrap_or(CoreDemand::Count(1));
     let memory = spec.initial.memory.clone().or_else(|| spec.guarantee.memory.clone());
     books.specs.insert(spec.name.clone(), spec.clone());
-    let mut draft = Draft { books, plan: TransferPlan::default(), barred: &BTreeSet::new() };
+    let mut draft = Draft { books, plan: TransferPlan::default() };
     draft.give(&pool, &vm, &Demand { cores: Some(cores), memory: Some(MemoryDemand::PerNode(spec.boot.clone())) })?;
     let beyond_boot = match memory {
         None => MemoryDemand::Total(Bytes::ZERO),
@@ -150,8 +150,6 @@ impl Books<'_> {
 struct Draft<'a> {
     books: &'a Books<'a>,
     plan: TransferPlan,
-    /// Nodes to leave out where memory is asked for on whichever.
-    barred: &'a BTreeSet<NodeId>,
 }
 
 impl Draft<'_> {
@@ -258,8 +256,7 @@ impl Draft<'_> {
                 Err(Refusal::NotHeld { from: from.clone(), missing, held_by })
             }
             MemoryDemand::Total(total) => {
-                let mut room = has.common(&self.room(to));
-                room.memory.retain(|node, _| !self.barred.contains(node));
+                let room = has.common(&self.room(to));
                 let block =
                     room.memory.keys().map(|node| books.block([from, to], *node)).max().unwrap_or(Bytes::mib(2));
                 self.wish(from, to, &room, |wish| wish.memory(*total, block)).map_err(|available| {

@@ -148,7 +148,10 @@ impl Leg {
     }
 
     fn knobs(&self) -> Knobs {
-        knobs_of_move(&self.report.planned)
+        let planned = &self.report.planned;
+        let vms = [&planned.from, &planned.to].into_iter().filter_map(vm_of);
+        vms.flat_map(|vm| knobs_for(&planned.what).into_iter().map(|knob| (vm.clone(), knob)).collect::<Vec<_>>())
+            .collect()
     }
 
     /// Whether `vm` still has what this leg should take.
@@ -198,7 +201,15 @@ impl Leg {
             rest = rest.saturating_sub(&part);
         }
         self.report.shortfalls.retain(|short| !short.what.is_empty());
-        self.remark(Remark::Elsewhere(what.clone()));
+        let mut sum = what.clone();
+        self.report.remarks.retain(|remark| match remark {
+            Remark::Elsewhere(before) => {
+                sum.add(before);
+                false
+            }
+            _ => true,
+        });
+        self.remark(Remark::Elsewhere(sum));
     }
 
     /// `what` of the load does not arrive.
@@ -243,12 +254,6 @@ impl Leg {
         }
         step
     }
-}
-
-/// The knobs that a move turns.
-pub(crate) fn knobs_of_move(planned: &Move) -> Knobs {
-    let vms = [&planned.from, &planned.to].into_iter().filter_map(vm_of);
-    vms.flat_map(|vm| knobs_for(&planned.what).into_iter().map(|knob| (vm.clone(), knob)).collect::<Vec<_>>()).collect()
 }
 
 /// The VM that a holder is.

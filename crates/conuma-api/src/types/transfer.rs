@@ -123,7 +123,7 @@ pub struct Transfer {
     pub state: TransferState,
     /// What was planned; `None` while it waits for another, or if nothing could be planned.
     pub plan: Option<Plan>,
-    /// One for each move of the plan.
+    /// One for each move of the plan, one for each that was withheld, and those that make good on other nodes what fell short.
     pub legs: Vec<Leg>,
     /// When it was asked for, milliseconds since 1970.
     pub asked_unix_ms: u64,

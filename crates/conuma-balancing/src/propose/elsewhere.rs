@@ -1,53 +1,71 @@
 //! What one node did not give or take, from others.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use conuma_topology::{Bytes, CpuSet, NodeId};
 
 use super::{Books, Draft, excused};
-use crate::holding::{MemoryDemand, Resources};
+use crate::holding::Resources;
 use crate::ledger::Holder;
-use crate::plan::{Move, Refusal, Request, TransferPlan};
+use crate::plan::{Move, Request, TransferPlan};
 
-/// Moves of up to so much memory between each giver and recipient, without the nodes that are `barred`. None where nothing
-/// more can be planned.
+/// Moves of as much of `missing` memory between each giver and recipient as there is on the nodes that are `open` to them.
 pub(crate) fn plan_elsewhere(
     books: &Books,
     request: &Request,
     missing: &BTreeMap<(Holder, Holder), Bytes>,
-    barred: &BTreeSet<NodeId>,
+    open: impl Fn(&Holder, &Holder, NodeId) -> bool,
 ) -> Vec<Move> {
-    let mut draft = Draft { books, plan: TransferPlan::default(), barred };
-    for ((from, to), bytes) in missing {
-        let owed = draft.may_give(request, from, to);
-        if let Ok(memory) = draft.as_much_as(bytes.to_owned().min(owed.total_memory()), from, to) {
-            let memory = Resources { cpus: CpuSet::new(), memory };
-            // Of what is only owed on some nodes, nothing is taken from the others.
-            draft.push(from, to, memory.common(&owed));
+    let mut moves = Vec::new();
+    for ((from, to), bytes) in missing.iter().filter(|((from, to), _)| books.both_run(from, to)) {
+        let plan = TransferPlan { moves, ..TransferPlan::default() };
+        let mut draft = Draft { books, plan };
+        let before = draft.plan.moves.clone();
+        let part = draft.can_come_from(request, from, to, |node| open(from, to, node));
+        let (wanted, block) = ((*bytes).min(part.total_memory()), draft.largest_block(&part, from, to));
+        if let Ok(memory) = draft.wish(from, to, &part, |wish| wish.memory(wanted, block)) {
+            draft.push(from, to, Resources { cpus: CpuSet::new(), memory });
         }
+        // One pair that may not does not keep another from it.
+        moves = books.finish(draft.plan, &excused(request)).map_or(before, |plan| plan.moves);
     }
-    books.finish(draft.plan, &excused(request)).map(|plan| plan.moves).unwrap_or_default()
+    moves
+}
+
+impl Books<'_> {
+    fn both_run(&self, from: &Holder, to: &Holder) -> bool {
+        [from, to].into_iter().all(|holder| match holder {
+            Holder::Vm(vm) => self.running(vm).is_ok(),
+            _ => true,
+        })
+    }
 }
 
 impl Draft<'_> {
-    /// A recall takes no more than what is owed.
-    fn may_give(&self, request: &Request, from: &Holder, to: &Holder) -> Resources {
-        let owed = match (request, to) {
-            (Request::Recall { .. }, Holder::Vm(vm)) => self.books.loans.owed(from, vm),
-            _ => self.has(from),
-        };
-        let on_others = |(node, _): &(&NodeId, &Bytes)| !self.barred.contains(node);
-        let memory = owed.memory.iter().filter(on_others).map(|(node, bytes)| (*node, *bytes)).collect();
-        Resources { cpus: CpuSet::new(), memory }
+    /// Memory that the giver can spare and the recipient has room for, in whole blocks; of a recall, no more than is owed.
+    fn can_come_from(
+        &mut self,
+        request: &Request,
+        from: &Holder,
+        to: &Holder,
+        open: impl Fn(NodeId) -> bool,
+    ) -> Resources {
+        let mut part = Resources { cpus: CpuSet::new(), ..self.can_give(from) };
+        if let (Request::Recall { .. }, Holder::Vm(vm)) = (request, to) {
+            part = part.common(&self.books.loans.owed(from, vm));
+        }
+        part.memory.retain(|node, _| open(*node));
+        if excused(request).is_empty() {
+            part = self.spared(part, from, to);
+        }
+        part = self.fitting(part, from, to);
+        let block = self.largest_block(&part, from, to);
+        let whole = |(node, bytes): (&NodeId, &Bytes)| (*node, bytes.round_down(block));
+        let nodes = part.memory.iter().map(whole).filter(|(_, bytes)| !bytes.is_zero());
+        Resources { cpus: CpuSet::new(), memory: nodes.collect() }
     }
 
-    /// So much, or what there is.
-    fn as_much_as(&self, bytes: Bytes, from: &Holder, to: &Holder) -> Result<BTreeMap<NodeId, Bytes>, Refusal> {
-        match self.choose_memory(from, to, &MemoryDemand::Total(bytes)) {
-            Err(Refusal::TooLittleMemory { available, .. }) if !available.is_zero() => {
-                self.choose_memory(from, to, &MemoryDemand::Total(available))
-            }
-            chosen => chosen,
-        }
+    fn largest_block(&self, part: &Resources, from: &Holder, to: &Holder) -> Bytes {
+        part.memory.keys().map(|node| self.books.block([from, to], *node)).max().unwrap_or(Bytes::mib(2))
     }
 }

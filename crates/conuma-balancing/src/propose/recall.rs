@@ -170,7 +170,7 @@ impl Draft<'_> {
     }
 
     /// What `from` can spare of `part`: it keeps a core, and its guarantee.
-    fn spared(&mut self, part: Resources, from: &Holder, to: &Holder) -> Resources {
+    pub(super) fn spared(&mut self, part: Resources, from: &Holder, to: &Holder) -> Resources {
         let books = self.books;
         let Some(spec) = books.spec(from) else { return part };
         let has = self.has(from);
@@ -181,7 +181,7 @@ impl Draft<'_> {
     }
 
     /// What of `part` does not take `to` beyond its limit or its devices.
-    fn fitting(&mut self, part: Resources, from: &Holder, to: &Holder) -> Resources {
+    pub(super) fn fitting(&mut self, part: Resources, from: &Holder, to: &Holder) -> Resources {
         let books = self.books;
         let Some(spec) = books.spec(to) else { return part };
         let fits = Resources { memory: part.common(&self.room(to)).memory, cpus: part.cpus };

@@ -1,8 +1,8 @@
 //! Stories of memory that was asked for on whichever nodes, and of which one node does not give or take all.
 
-use conuma_topology::{NodeId, VmName};
+use conuma_topology::{Bytes, NodeId, VmName};
 
-use super::scenarios::{pair, run_with, shortfalls, works};
+use super::scenarios::{pair, run_to_end, run_with, shortfalls, works};
 use super::world::*;
 use crate::*;
 
@@ -102,4 +102,66 @@ fn another_transfer_on_the_other_node_is_not_disturbed() {
     assert!(world.report(id).verdict == Verdict::Waiting, "it may come to need that node, so it waits");
     world.run_until_settled();
     assert_eq!(world.report(id).verdict, Verdict::Complete);
+}
+
+/// Three nodes; `a` can give one unit of each.
+fn three_nodes() -> World {
+    let host = host(3, 2, 1, 8);
+    let specs = vec![spec(&host, "a", "0-1", 2), spec(&host, "b", "2-3", 2), spec(&host, "c", "4-5", 2)];
+    World::with(host, specs)
+}
+
+#[test]
+fn a_node_where_another_transfer_is_at_work_is_left_out() {
+    let mut world = three_nodes();
+    let id = world.ask(lend("a", "b", of_total(1))).unwrap();
+    world.pump();
+    assert_eq!(world.report(id).legs[0].planned.what.to_string(), "node1=128M");
+    // Begins later, when that has waited for a while, and has the memory of `a` on node 0, which would be the next choice.
+    assert!((0..5).all(|_| world.deliver_any() || world.tick()));
+    let other = world.ask(lend("a", "c", of_memory(0, 1))).unwrap();
+    let stuck = |_: &World, vm: &VmName, node: NodeId| *vm != name("a") || node == NodeId(2);
+    run_to_end(&mut world, id, works, stuck);
+    let report = world.report(id);
+    assert_eq!(arrivals(&report), [("nothing".into(), elsewhere(1, 1)), ("node2=128M".into(), vec![])]);
+    world.run_until_settled();
+    assert!(world.report(other).ended.is_some());
+}
+
+#[test]
+fn rounds_are_few_and_their_shortfalls_add_up() {
+    let mut world = three_nodes();
+    let report = run_with(&mut world, lend("a", "b", of_total(1)), works, |_, vm, _| *vm != name("a"));
+    assert_eq!(report.verdict, Verdict::Nothing);
+    let said: Vec<_> = report.legs.iter().map(|leg| leg.remarks.clone()).collect();
+    assert_eq!(said.len(), 3, "one node after the other");
+    assert_eq!(said[..2], [elsewhere(1, 1), elsewhere(report.legs[1].planned.what.memory.keys().next().unwrap().0, 1)]);
+    assert_eq!(shortfalls(&report).len(), 1);
+}
+
+#[test]
+fn a_vm_that_was_started_again_under_the_name_owes_nothing() {
+    let mut world = three_nodes();
+    let id = world.ask(lend("a", "b", of_total(1))).unwrap();
+    world.pump();
+    world.tell(Event::VmGone { vm: name("a") });
+    let spec = world.specs[&name("a")].clone();
+    let now = world.now;
+    world.engine.start(spec, now).unwrap();
+    world.pump();
+    let report = world.report(id);
+    assert_eq!(report.verdict, Verdict::Nothing);
+    assert_eq!(report.legs.len(), 1);
+}
+
+#[test]
+fn a_pool_that_is_not_in_whole_blocks_gives_what_is() {
+    let mut host = host(2, 2, 1, 8);
+    host.memory.insert(NodeId(1), units(2) + Bytes::mib(1));
+    let specs = vec![spec(&host, "a", "0-1", 1)];
+    let mut world = World::with(host, specs);
+    let set = Request::Set { vm: name("a"), what: of_total(4), below_guarantee: false };
+    let report = run_with(&mut world, set, works, but("a", 0));
+    assert_eq!(arrivals(&report), [("nothing".into(), elsewhere(0, 1)), ("node1=128M".into(), vec![])]);
+    assert_eq!(report.verdict, Verdict::Partial);
 }

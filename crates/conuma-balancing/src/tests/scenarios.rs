@@ -28,10 +28,21 @@ pub(super) fn run_with(
     moves: impl Fn(&World, &VmName, NodeId) -> bool,
 ) -> Report {
     let id = world.ask(request).unwrap();
+    run_to_end(world, id, fate, moves);
+    world.report(id)
+}
+
+/// Runs on until a transfer ends.
+pub(super) fn run_to_end(
+    world: &mut World,
+    id: TransferId,
+    fate: impl Fn(&Action) -> Option<Fate>,
+    moves: impl Fn(&World, &VmName, NodeId) -> bool,
+) {
     for _ in 0..10_000 {
         world.check();
         if world.report(id).ended.is_some() {
-            return world.report(id);
+            return;
         }
         let next = world.in_flight.iter().find_map(|(key, queue)| Some((key.clone(), fate(queue.front()?)?)));
         match next {
