@@ -102,6 +102,8 @@ impl Stage {
 
     /// Starts the daemon and waits until it answers.
     pub fn start_daemon(&self) -> Result<()> {
+        // A vCPU that halts would spin for a while: on an emulated CPU that is time another one needs.
+        self.lab.sh("echo 0 > /sys/module/kvm/parameters/halt_poll_ns")?;
         self.lab.sh(&format!(
             "setsid conumad --patience {PATIENCE} --reserve-memory {RESERVE} </dev/null >>/run/conumad.log 2>&1 & echo $! >/run/conumad.pid"
         ))?;

@@ -46,7 +46,9 @@ pub struct Holder {
     threads: KernelThreads,
     interrupts: Interrupts,
     before: Option<Target>,
-    /// Since when something is left for after an answer.
+    /// Kernel threads are to be moved right after an answer.
+    threads_wait: bool,
+    /// Since when something is left for some time after an answer.
     unfinished: Option<Instant>,
 }
 
@@ -67,6 +69,7 @@ impl Holder {
             threads: KernelThreads::default(),
             interrupts: Interrupts::default(),
             before: None,
+            threads_wait: false,
             unfinished: None,
         })
     }
@@ -142,12 +145,23 @@ impl Holder {
         self.enforce(&holding, depth, Instant::now()).map(Some)
     }
 
-    /// Since when there is something that [`Self::apply`] left for after its answer.
+    /// Does what [`Self::apply`] left for the moment after its answer: kernel threads leave while the host looks whether they
+    /// still run.
+    pub fn follow_up(&mut self) {
+        if std::mem::take(&mut self.threads_wait)
+            && let Some(target) = &self.before
+        {
+            self.threads.confine(&*self.kernel, target, &mut self.state.kernel_threads);
+            self.save();
+        }
+    }
+
+    /// Since when there is something that [`Self::apply`] left for some time after its answer.
     pub fn unfinished_since(&self) -> Option<Instant> {
         self.unfinished
     }
 
-    /// Does what [`Self::apply`] left for after its answer.
+    /// Does what [`Self::apply`] left for some time after its answer.
     pub fn finish(&mut self) -> Result<(), AgentError> {
         if self.unfinished.take().is_none() {
             return Ok(());
@@ -210,7 +224,7 @@ impl Holder {
             return Ok(self.outcome(held, &online, refused, Vec::new(), clock));
         }
 
-        let mut left = self.confine_tasks(&target, &mut clock)?;
+        let mut left = self.confine_tasks(&target, depth, &mut clock)?;
         self.confine_interrupts(&target, depth);
         clock.lap(Stage::Interrupts);
 
@@ -236,8 +250,8 @@ impl Holder {
         Ok(self.outcome(held, &online, refused, left, clock))
     }
 
-    /// Moves tasks out of the root cgroup and kernel threads to the target; gives those that stay outside.
-    fn confine_tasks(&mut self, target: &Target, clock: &mut Clock) -> Result<Vec<Leftover>, AgentError> {
+    /// Moves tasks out of the root cgroup and, in the end, kernel threads to the target; gives those that stay outside.
+    fn confine_tasks(&mut self, target: &Target, depth: Depth, clock: &mut Clock) -> Result<Vec<Leftover>, AgentError> {
         let kernel = Arc::clone(&self.kernel);
         let swept = self.threads.sweep(&*kernel, &self.proc);
         for (pid, error) in swept.map_err(|error| failed("reading the root cgroup", &error))? {
@@ -246,7 +260,11 @@ impl Holder {
         if !self.keeps_own_affinity {
             tasks::restore_own_affinities(&*kernel, &self.state.own_affinities);
         }
-        let left = self.threads.confine(&*kernel, target, &mut self.state.kernel_threads);
+        self.threads_wait = depth == Depth::Verify;
+        let left = match self.threads_wait {
+            true => Vec::new(),
+            false => self.threads.confine(&*kernel, target, &mut self.state.kernel_threads),
+        };
         clock.lap(Stage::Tasks);
         Ok(left)
     }

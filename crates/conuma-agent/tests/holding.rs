@@ -103,6 +103,19 @@ fn what_is_given_can_be_used_before_everything_has_spread_to_it() {
 }
 
 #[test]
+fn kernel_threads_follow_right_after_the_answer() {
+    let mut run = run(guest(NEW));
+    run.try_apply("0-3").unwrap();
+    assert!(run.guest.users_outside(&set("0-3")).is_empty());
+    assert_eq!(run.guest.mask(2), "0-7");
+    run.holder.follow_up();
+    assert_eq!(run.guest.mask(2), "0-3");
+    run.restart();
+    run.apply("0-7");
+    assert_eq!(run.guest.mask(2), "0-7", "what was written is remembered");
+}
+
+#[test]
 fn interrupts_that_fire_on_cpus_that_leave_move_at_once_and_others_after_the_answer() {
     let mut run = run(guest(NEW));
     let mask = |run: &Run, irq: u32| run.guest.text(&format!("proc/irq/{irq}/smp_affinity_list"));

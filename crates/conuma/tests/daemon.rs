@@ -47,6 +47,7 @@ impl Lab {
             // A fake that keeps its memory keeps it for good, and an agent that is not there stays silent.
             timing: Timing { shrink: BRIEF, grow: BRIEF, agent: Duration::from_millis(300), ..Timing::default() },
             look: Duration::from_secs(1),
+            stray: 50,
             report: Duration::from_secs(5),
             audit: Duration::from_secs(60),
             step: Duration::from_secs(15),

@@ -54,7 +54,7 @@ pub struct Config {
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub agent_sockets: Option<PathBuf>,
 
-    /// Multiplies all deadlines, for slow hosts and guests
+    /// Multiplies all deadlines, and what a guest may do in passing on a CPU it does not hold; for slow hosts and guests
     #[arg(long, value_name = "FACTOR", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub patience: u32,
 
@@ -66,6 +66,11 @@ pub struct Config {
     #[arg(long)]
     pub openapi: bool,
 }
+
+/// A timer, an interrupt that could not be moved: thousandths of a CPU on a host of usual speed.
+const STRAY: u32 = 50;
+/// No guest is that slow: two that want a CPU get half each.
+const MOST_STRAY: u32 = 250;
 
 /// What runs the guests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -93,6 +98,8 @@ pub struct Settings {
     pub timing: Timing,
     /// How often gated vCPUs are looked at, and QEMU's threads placed.
     pub look: Duration,
+    /// What a guest does in passing on a gated vCPU, in thousandths of the time; more is braked.
+    pub stray: u32,
     /// How often agents are asked for a report.
     pub report: Duration,
     /// How often the memory of QEMU processes is audited.
@@ -126,6 +133,8 @@ impl Config {
                 ..timing
             },
             look: Duration::from_secs(1),
+            // What takes a slow guest longer takes it a larger share of its time.
+            stray: (STRAY * self.patience).min(MOST_STRAY),
             report: Duration::from_secs(5),
             audit: Duration::from_secs(60),
             step: slower(Duration::from_secs(15)),
@@ -174,5 +183,6 @@ mod tests {
         assert_eq!(patient.timing.shrink, 3 * usual.shrink);
         assert_eq!(patient.timing.poll, usual.poll);
         assert_eq!(patient.boot_grace(), Duration::from_secs(1800));
+        assert_eq!(patient.stray, 150);
     }
 }

@@ -9,9 +9,6 @@ use std::time::Duration;
 
 use conuma_hypervisor::gate::Grip;
 
-/// A share of time above this, in thousandths, is not a stray interrupt.
-const BUSY: u128 = 50;
-
 /// Quiet looks in a row before the grip is loosened by one step.
 const QUIET_LOOKS: u32 = 10;
 
@@ -41,9 +38,10 @@ impl Brake {
         self.grip
     }
 
-    /// A look: the vCPU ran for `ran` of the last `window`. How firm it should be from now on.
-    pub(super) fn seen(&mut self, ran: Duration, window: Duration) -> Grip {
-        if ran.as_micros() * 1000 > BUSY * window.as_micros() {
+    /// A look: the vCPU ran for `ran` of the last `window`, of which `stray` thousandths are what a guest does in passing.
+    /// How firm it should be from now on.
+    pub(super) fn seen(&mut self, ran: Duration, window: Duration, stray: u32) -> Grip {
+        if ran.as_micros() * 1000 > u128::from(stray) * window.as_micros() {
             self.quiet = 0;
             self.grip = self.grip.tighter();
         } else {
@@ -63,6 +61,7 @@ mod tests {
     use super::*;
 
     const LOOK: Duration = Duration::from_secs(1);
+    const STRAY: u32 = 50;
 
     #[test]
     fn a_busy_guest_is_braked_to_the_utmost_and_a_quiet_one_released_slowly() {
@@ -70,13 +69,13 @@ mod tests {
         let mut looks = 0;
         while brake.grip() != Grip::FIRM {
             let before = brake.grip();
-            assert!(brake.seen(LOOK / 2, LOOK) > before);
+            assert!(brake.seen(LOOK / 2, LOOK, STRAY) > before);
             looks += 1;
         }
         assert!(looks < 10, "it takes {looks} looks to stop a guest");
         let mut quiet = 0;
         while brake.grip() != Grip::SOFT {
-            brake.seen(LOOK / 1000, LOOK);
+            brake.seen(LOOK / 1000, LOOK, STRAY);
             quiet += 1;
         }
         assert!(quiet >= 5 * looks, "released after {quiet} quiet looks");
@@ -85,13 +84,13 @@ mod tests {
     #[test]
     fn an_excuse_undoes_what_the_brake_did_and_no_more() {
         let mut brake = Brake::closed(Grip::SOFT);
-        brake.seen(LOOK, LOOK);
+        brake.seen(LOOK, LOOK, STRAY);
         assert_eq!(brake.release(), Grip::SOFT);
         let mut firm = Brake::closed(Grip::FIRM);
         assert_eq!(firm.release(), Grip::FIRM);
-        while firm.seen(LOOK / 1000, LOOK) == Grip::FIRM {}
+        while firm.seen(LOOK / 1000, LOOK, STRAY) == Grip::FIRM {}
         let loosened = firm.grip();
-        firm.seen(LOOK, LOOK);
+        firm.seen(LOOK, LOOK, STRAY);
         assert_eq!(firm.release(), loosened);
     }
 
@@ -99,7 +98,7 @@ mod tests {
     fn a_stray_interrupt_is_no_reason_to_brake() {
         let mut brake = Brake::closed(Grip::SOFT);
         for _ in 0..100 {
-            assert_eq!(brake.seen(LOOK / 100, LOOK), Grip::SOFT);
+            assert_eq!(brake.seen(LOOK / 100, LOOK, STRAY), Grip::SOFT);
         }
     }
 }

@@ -157,8 +157,11 @@ impl GateLane {
     async fn adjust(&mut self, vcpu: VcpuId, ran: Duration, window: Duration) -> Result<(), HypervisorError> {
         let Some(brake) = self.brakes.get_mut(&vcpu) else { return Ok(()) };
         let was = *brake;
-        let grip =
-            if self.tools.excuses.hold(std::time::Instant::now()) { brake.release() } else { brake.seen(ran, window) };
+        let grip = if self.tools.excuses.hold(std::time::Instant::now()) {
+            brake.release()
+        } else {
+            brake.seen(ran, window, self.tools.stray)
+        };
         if grip == was.grip() {
             return Ok(());
         }

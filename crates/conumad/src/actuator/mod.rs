@@ -58,6 +58,8 @@ pub struct Tools {
     pub bus: Bus,
     /// How often gated vCPUs are looked at.
     pub look: Duration,
+    /// What a guest does in passing on a gated vCPU, in thousandths of the time; more is braked.
+    pub stray: u32,
 }
 
 /// `MemTotal` of each node less what was plugged when it was measured: boot memory less what the guest's kernel

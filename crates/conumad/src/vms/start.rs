@@ -237,6 +237,7 @@ impl Room {
             core: self.core.clone(),
             bus: self.bus.clone(),
             look: self.settings.look,
+            stray: self.settings.stray,
         };
         self.core.attach(plan.name.clone(), Actuator::start(Arc::new(tools), &stop));
         let (room, entry, watched) = (self.clone(), entry.clone(), running.clone());

@@ -110,6 +110,7 @@ impl Host {
             doors: Doors::Sockets(root.join("agents")),
             timing,
             look: Duration::from_millis(50),
+            stray: 50,
             report: Duration::from_millis(100),
             audit: Duration::from_millis(100),
             step: Duration::from_secs(5),
