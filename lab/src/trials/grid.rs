@@ -326,10 +326,15 @@ fn affinity_comes_back(stage: &Stage) -> Verdict {
 /// A cgroup in `a` owns CPU 6: it stays, with the reason; CPU 7 goes.
 fn exclusive_cpuset(stage: &Stage) -> Verdict {
     as_at_first(stage)?;
+    stage.lab.guest("a", "mkdir /sys/fs/cgroup/owner")?;
+    stage.lab.until("the agent to confine the new cgroup", Duration::from_secs(60), |lab| {
+        let set = lab.guest("a", "cat /sys/fs/cgroup/owner/cpuset.cpus")?;
+        Ok(if set.trim() == "2-7" { Look::Done(()) } else { Look::NotYet(set) })
+    })?;
     // A partition is valid only if no sibling names its CPUs.
     let state = stage.lab.guest(
         "a",
-        "cd /sys/fs/cgroup; mkdir owner; echo 2-5,7 > conuma.rest/cpuset.cpus; echo 6 > owner/cpuset.cpus; \
+        "cd /sys/fs/cgroup; echo 2-5,7 > conuma.rest/cpuset.cpus; echo 6 > owner/cpuset.cpus; \
          echo root > owner/cpuset.cpus.partition; cat owner/cpuset.cpus.partition",
     )?;
     ensure!(state.trim() == "root", "the kernel says {state}");
