@@ -465,16 +465,13 @@ impl Engine {
                     self.begin(id, &mut transfer, now);
                     went = true;
                 }
-                let over = |transfer: &Transfer| transfer.legs.iter().all(|leg| leg.stage == Stage::Done);
-                if transfer.is_waiting() || !over(&transfer) {
-                    self.state.transfers.insert(id, transfer);
-                } else if self.look_elsewhere(id, &mut transfer, now) {
-                    self.state.transfers.insert(id, transfer);
-                    went = true;
-                } else {
+                let over = !transfer.is_waiting() && transfer.legs.iter().all(|leg| leg.stage == Stage::Done);
+                if over && !self.look_elsewhere(id, &mut transfer, now) {
                     self.end(transfer, now);
-                    went = true;
+                } else {
+                    self.state.transfers.insert(id, transfer);
                 }
+                went |= over;
             }
             if !went {
                 return;

@@ -136,6 +136,11 @@ impl Books<'_> {
         holders.into_iter().filter_map(block).max().filter(|block| !block.is_zero()).unwrap_or(Bytes::mib(2))
     }
 
+    /// What sizes on every node of `what` can move in multiples of.
+    fn largest_block(&self, what: &Resources, holders: [&Holder; 2]) -> Bytes {
+        what.memory.keys().map(|node| self.block(holders, *node)).max().unwrap_or(Bytes::mib(2))
+    }
+
     /// Other VMs that have any of `what`.
     fn held_by(&self, what: &Resources, but: &[&Holder]) -> Vec<(Holder, Resources)> {
         let share = |(holder, held): (&Holder, &Resources)| (holder.clone(), held.common(what));
@@ -257,8 +262,7 @@ impl Draft<'_> {
             }
             MemoryDemand::Total(total) => {
                 let room = has.common(&self.room(to));
-                let block =
-                    room.memory.keys().map(|node| books.block([from, to], *node)).max().unwrap_or(Bytes::mib(2));
+                let block = books.largest_block(&room, [from, to]);
                 self.wish(from, to, &room, |wish| wish.memory(*total, block)).map_err(|available| {
                     let held_by =
                         books.held_by(&Resources { cpus: CpuSet::new(), ..books.host.everything() }, &[from, to]);

@@ -18,16 +18,16 @@ pub(crate) fn plan_elsewhere(
 ) -> Vec<Move> {
     let mut moves = Vec::new();
     for ((from, to), bytes) in missing.iter().filter(|((from, to), _)| books.both_run(from, to)) {
-        let plan = TransferPlan { moves, ..TransferPlan::default() };
-        let mut draft = Draft { books, plan };
-        let before = draft.plan.moves.clone();
+        let mut draft = Draft { books, plan: TransferPlan { moves: moves.clone(), ..TransferPlan::default() } };
         let part = draft.can_come_from(request, from, to, |node| open(from, to, node));
-        let (wanted, block) = ((*bytes).min(part.total_memory()), draft.largest_block(&part, from, to));
+        let (wanted, block) = ((*bytes).min(part.total_memory()), books.largest_block(&part, [from, to]));
         if let Ok(memory) = draft.wish(from, to, &part, |wish| wish.memory(wanted, block)) {
             draft.push(from, to, Resources { cpus: CpuSet::new(), memory });
         }
         // One pair that may not does not keep another from it.
-        moves = books.finish(draft.plan, &excused(request)).map_or(before, |plan| plan.moves);
+        if let Ok(plan) = books.finish(draft.plan, &excused(request)) {
+            moves = plan.moves;
+        }
     }
     moves
 }
@@ -59,13 +59,9 @@ impl Draft<'_> {
             part = self.spared(part, from, to);
         }
         part = self.fitting(part, from, to);
-        let block = self.largest_block(&part, from, to);
+        let block = self.books.largest_block(&part, [from, to]);
         let whole = |(node, bytes): (&NodeId, &Bytes)| (*node, bytes.round_down(block));
         let nodes = part.memory.iter().map(whole).filter(|(_, bytes)| !bytes.is_zero());
         Resources { cpus: CpuSet::new(), memory: nodes.collect() }
-    }
-
-    fn largest_block(&self, part: &Resources, from: &Holder, to: &Holder) -> Bytes {
-        part.memory.keys().map(|node| self.books.block([from, to], *node)).max().unwrap_or(Bytes::mib(2))
     }
 }
