@@ -1,5 +1,6 @@
 //! cgroup v2 as far as cpusets need it (Documentation/admin-guide/cgroup-v2.rst, "Cpuset").
 
+use std::collections::BTreeSet;
 use std::io;
 
 use conuma_agent_proto::CgroupMode;
@@ -97,7 +98,7 @@ impl<'a> Cgroups<'a> {
     }
 
     /// The processes in the root cgroup, kernel threads included.
-    pub fn root_processes(self) -> io::Result<Vec<Pid>> {
+    pub fn root_processes(self) -> io::Result<BTreeSet<Pid>> {
         let text = self.kernel.read(&file("", "cgroup.procs"))?;
         Ok(text.lines().filter_map(|pid| pid.trim().parse().ok()).map(Pid).collect())
     }

@@ -17,7 +17,7 @@ use crate::cgroups::{Cgroups, Owner};
 use crate::interrupts::{Interrupts, Which, confine_workqueues};
 use crate::kernel::{Kernel, read_list};
 use crate::state::{State, StateFile};
-use crate::tasks::{self, KernelThreads, Stray};
+use crate::tasks::{self, KernelThreads, Look, Stray};
 use crate::warn;
 use crate::wish::{Target, Touched};
 
@@ -29,9 +29,9 @@ const RETRY: Duration = Duration::from_secs(5);
 pub enum Depth {
     /// Only what could have changed the effect of the holding: cgroups and new tasks.
     Light,
-    /// Also every task's mask at the end.
+    /// Also what users' tasks in the root cgroup, which no cpuset holds, may still use.
     Verify,
-    /// Also every interrupt and kernel thread anew.
+    /// Also every interrupt and kernel thread anew, and what every task may use.
     Everything,
 }
 
@@ -46,8 +46,6 @@ pub struct Holder {
     threads: KernelThreads,
     interrupts: Interrupts,
     before: Option<Target>,
-    /// Kernel threads are to be moved right after an answer.
-    threads_wait: bool,
     /// Since when something is left for some time after an answer.
     unfinished: Option<Instant>,
 }
@@ -69,7 +67,6 @@ impl Holder {
             threads: KernelThreads::default(),
             interrupts: Interrupts::default(),
             before: None,
-            threads_wait: false,
             unfinished: None,
         })
     }
@@ -114,7 +111,7 @@ impl Holder {
                 let cgroups = Cgroups::new(&*self.kernel);
                 cgroups.enable().map_err(|error| failed("enabling cpusets", &error))?;
                 self.interrupts.learn(&*self.kernel, &mut self.state);
-                let stuck = self.threads.sweep(&*self.kernel, &self.proc);
+                let stuck = self.threads.sweep(&*self.kernel, &self.proc, Look::Full);
                 stuck.map(drop).map_err(|error| failed("reading the root cgroup", &error))
             }
         }
@@ -143,17 +140,6 @@ impl Holder {
     pub fn reapply(&mut self, depth: Depth) -> Result<Option<HoldingOutcome>, AgentError> {
         let Some(holding) = self.state.holding.clone() else { return Ok(None) };
         self.enforce(&holding, depth, Instant::now()).map(Some)
-    }
-
-    /// Does what [`Self::apply`] left for the moment after its answer: kernel threads leave while the host looks whether they
-    /// still run.
-    pub fn follow_up(&mut self) {
-        if std::mem::take(&mut self.threads_wait)
-            && let Some(target) = &self.before
-        {
-            self.threads.confine(&*self.kernel, target, &mut self.state.kernel_threads);
-            self.save();
-        }
     }
 
     /// Since when there is something that [`Self::apply`] left for some time after its answer.
@@ -225,11 +211,12 @@ impl Holder {
         }
 
         let mut left = self.confine_tasks(&target, depth, &mut clock)?;
-        self.confine_interrupts(&target, depth);
+        self.confine_interrupts(&target, depth, &before.cpus.difference(&target.cpus));
         clock.lap(Stage::Interrupts);
 
-        // Interrupts that fire elsewhere may wait. And the kernel makes new pools for all its unbound work, which takes longer
-        // than all the rest, and does not move what is under way: nothing is won by making the host wait for that.
+        // Kernel threads, and interrupts that fire elsewhere, may wait: they seldom run. And the kernel makes new pools for all
+        // its unbound work, which takes longer than all the rest, and does not move what is under way: nothing is won by
+        // making the host wait for that.
         if depth == Depth::Verify {
             self.unfinished.get_or_insert_with(Instant::now);
         } else {
@@ -241,7 +228,9 @@ impl Holder {
 
         let usable = target.cpus.union(&exclusive);
         if depth != Depth::Light && !target.unrestricted {
-            let strays = self.verify(&usable, deadline);
+            // Where a cgroup did not follow, people want to know whom that concerns.
+            let all = depth == Depth::Everything || !refused.is_empty();
+            let strays = self.verify(&usable, all, deadline);
             refused.extend(still_in_use(&strays));
             left.extend(strays.into_iter().map(|stray| stray.task));
         }
@@ -250,33 +239,36 @@ impl Holder {
         Ok(self.outcome(held, &online, refused, left, clock))
     }
 
-    /// Moves tasks out of the root cgroup and, in the end, kernel threads to the target; gives those that stay outside.
+    /// Moves users' tasks out of the root cgroup and, unless that may wait, kernel threads to the target; gives those that
+    /// stay outside.
     fn confine_tasks(&mut self, target: &Target, depth: Depth, clock: &mut Clock) -> Result<Vec<Leftover>, AgentError> {
         let kernel = Arc::clone(&self.kernel);
-        let swept = self.threads.sweep(&*kernel, &self.proc);
+        let look = if depth == Depth::Verify { Look::Quick } else { Look::Full };
+        let swept = self.threads.sweep(&*kernel, &self.proc, look);
         for (pid, error) in swept.map_err(|error| failed("reading the root cgroup", &error))? {
             warn!("process {pid} stays in the root cgroup: {error}");
         }
         if !self.keeps_own_affinity {
             tasks::restore_own_affinities(&*kernel, &self.state.own_affinities);
         }
-        self.threads_wait = depth == Depth::Verify;
-        let left = match self.threads_wait {
-            true => Vec::new(),
-            false => self.threads.confine(&*kernel, target, &mut self.state.kernel_threads),
+        let left = match depth {
+            Depth::Verify => Vec::new(),
+            Depth::Light => self.threads.confine(&*kernel, target, &mut self.state.kernel_threads, Look::Quick),
+            Depth::Everything => self.threads.confine(&*kernel, target, &mut self.state.kernel_threads, Look::Full),
         };
         clock.lap(Stage::Tasks);
         Ok(left)
     }
 
-    fn confine_interrupts(&mut self, target: &Target, depth: Depth) {
+    /// `leaving` are CPUs that were used until now.
+    fn confine_interrupts(&mut self, target: &Target, depth: Depth, leaving: &GuestCpuSet) {
         match depth {
             Depth::Light => {}
             // What changed since it was last read is seen after the answer.
             Depth::Verify => self.interrupts.learn_once(&*self.kernel, &mut self.state),
             Depth::Everything => self.interrupts.learn(&*self.kernel, &mut self.state),
         }
-        let which = if depth == Depth::Verify { Which::Misplaced } else { Which::All };
+        let which = if depth == Depth::Verify { Which::FiringOn(leaving) } else { Which::All };
         self.interrupts.confine(&*self.kernel, target, &mut self.state, which);
     }
 
@@ -343,17 +335,20 @@ impl Holder {
         Ok(refused)
     }
 
-    /// Looks at every task until none may run outside `usable`, at least once: new processes may
-    /// have been started in the root cgroup while it was swept.
-    fn verify(&mut self, usable: &GuestCpuSet, deadline: Instant) -> Vec<Stray> {
+    /// Looks until no task may run outside `usable`, at least once: new processes may have been started in the root cgroup
+    /// while it was swept. Other tasks are held by a cpuset that was read back: their masks, which take long to read in
+    /// large guests, are looked at only with `all`.
+    fn verify(&mut self, usable: &GuestCpuSet, all: bool, deadline: Instant) -> Vec<Stray> {
         const ROUNDS: usize = 3;
         let mut strays = Vec::new();
         for _ in 0..ROUNDS {
-            strays = tasks::strays(&*self.kernel, &self.proc, &self.threads, usable);
+            let Ok(stuck) = self.threads.sweep(&*self.kernel, &self.proc, Look::Quick) else { break };
+            let pids = match all {
+                true => tasks::others(&self.proc, &self.threads),
+                false => stuck.into_iter().map(|(pid, _)| pid).collect(),
+            };
+            strays = tasks::strays(&*self.kernel, &self.proc, &pids, usable);
             if strays.is_empty() || Instant::now() >= deadline {
-                break;
-            }
-            if self.threads.sweep(&*self.kernel, &self.proc).is_err() {
                 break;
             }
         }

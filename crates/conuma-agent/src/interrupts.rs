@@ -27,10 +27,10 @@ pub struct Interrupts {
 
 /// Which interrupts to move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Which {
-    /// Those that fire where they should not. Moving one can cost exits to the hypervisor for each of its messages.
-    Misplaced,
-    /// Also those that only might.
+pub enum Which<'a> {
+    /// Those that fire on these CPUs. Moving one can cost exits to the hypervisor for each of its messages.
+    FiringOn(&'a GuestCpuSet),
+    /// Also those that only might, some day.
     All,
 }
 
@@ -50,8 +50,7 @@ impl Interrupts {
     }
 
     /// Moves known interrupts, and those to come, to the target, or back.
-    pub fn confine(&mut self, kernel: &dyn Kernel, target: &Target, state: &mut State, which: Which) {
-        let may_wait = |fires_on: &GuestCpuSet| which == Which::Misplaced && fires_on.is_subset(&target.cpus);
+    pub fn confine(&mut self, kernel: &dyn Kernel, target: &Target, state: &mut State, which: Which<'_>) {
         if let Some(mask) = &mut state.default_interrupt {
             let wanted = target.cut(&mask.wish);
             if wanted != mask.wrote && kernel.write(DEFAULT, &wanted.to_mask()).is_ok() {
@@ -59,8 +58,12 @@ impl Interrupts {
             }
         }
         state.interrupts.retain(|&irq, mask| {
-            let fires_on = self.fires_on.get(&irq).unwrap_or(&mask.wrote);
-            if target.cut(&mask.wish) == mask.wrote || self.managed.contains(&irq) || may_wait(fires_on) {
+            if target.cut(&mask.wish) == mask.wrote || self.managed.contains(&irq) {
+                return true;
+            }
+            if let Which::FiringOn(cpus) = which
+                && !self.fires_on(kernel, irq, &mask.wrote, cpus)
+            {
                 return true;
             }
             // Somebody may have changed it since it was read.
@@ -81,6 +84,18 @@ impl Interrupts {
             }
             true
         });
+    }
+
+    /// Whether an interrupt with this mask fires on some of `cpus`. What is known not to is believed; else it is read anew,
+    /// since the kernel moves interrupts when CPUs go offline, and moving one costs more than reading.
+    fn fires_on(&mut self, kernel: &dyn Kernel, irq: u32, mask: &GuestCpuSet, cpus: &GuestCpuSet) -> bool {
+        if self.fires_on.get(&irq).is_some_and(|known| known.is_disjoint(cpus)) {
+            return false;
+        }
+        let now = fires_on_now(kernel, irq).unwrap_or_else(|| mask.clone());
+        let fires = !now.is_disjoint(cpus);
+        self.fires_on.insert(irq, now);
+        fires
     }
 
     /// How many interrupts the kernel keeps on some of these CPUs.
@@ -105,8 +120,11 @@ fn list(kernel: &dyn Kernel, state: &mut State) -> BTreeMap<u32, GuestCpuSet> {
     fires_on
 }
 
-/// Nowhere for one that nobody uses; `None` if the kernel does not tell.
+/// Nowhere for one that nobody uses (who does has a directory); `None` if the kernel does not tell.
 fn fires_on_now(kernel: &dyn Kernel, irq: u32) -> Option<GuestCpuSet> {
+    if kernel.dirs(&format!("proc/irq/{irq}")).is_ok_and(|users| users.is_empty()) {
+        return Some(GuestCpuSet::new());
+    }
     read_list(kernel, &format!("proc/irq/{irq}/effective_affinity_list")).ok()
 }
 

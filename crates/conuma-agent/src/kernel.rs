@@ -29,6 +29,9 @@ pub trait Kernel: Send + Sync {
     /// Moves a process's pages between nodes; tells how many stayed.
     fn migrate_pages(&self, pid: Pid, from: GuestNodeId, to: GuestNodeId) -> io::Result<u64>;
 
+    /// Whether a process has memory of its own, as users' have and kernel threads have not.
+    fn has_memory(&self, pid: Pid) -> io::Result<bool>;
+
     /// A file's text without surrounding white space.
     fn read(&self, path: &str) -> io::Result<String> {
         Ok(read_text(&self.root().join(path))?.trim().to_owned())
@@ -114,5 +117,9 @@ impl Kernel for Linux {
 
     fn migrate_pages(&self, pid: Pid, from: GuestNodeId, to: GuestNodeId) -> io::Result<u64> {
         sys::migrate_pages(pid, &IdSet::from([from]), &IdSet::from([to]))
+    }
+
+    fn has_memory(&self, pid: Pid) -> io::Result<bool> {
+        sys::has_memory(pid)
     }
 }

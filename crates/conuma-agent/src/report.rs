@@ -1,5 +1,6 @@
 //! Load and memory, read when the host asks.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 
 use conuma_agent_proto::{CpuReport, NodeReport, Pressure, PressureLine, Report};
@@ -13,8 +14,16 @@ use crate::memory::{self, Blocks};
 /// Makes reports; remembers what is dear to read and seldom changes.
 #[derive(Debug, Default)]
 pub struct Reporter {
-    /// By node: its total and its number of blocks when its blocks were read, and what was read.
-    blocks: BTreeMap<GuestNodeId, ((Bytes, usize), Blocks)>,
+    /// By node: its total and its number of blocks when the rest was read, and what was read.
+    layouts: BTreeMap<GuestNodeId, ((Bytes, usize), Layout)>,
+}
+
+/// What of a node's memory only changes when memory comes or goes.
+#[derive(Debug, Clone, Copy)]
+struct Layout {
+    blocks: Blocks,
+    /// Pages of the zone that can be emptied.
+    movable: u64,
 }
 
 impl Reporter {
@@ -36,7 +45,7 @@ impl Reporter {
                 waited: queue.map(|queue| queue.waited),
             }
         });
-        let zones = proc.zones().unwrap_or_default();
+        let zones = OnceCell::new();
         let pressure = |resource| proc.pressure(resource).ok().map(to_message);
         Ok(Report {
             uptime: proc.uptime()?,
@@ -50,12 +59,17 @@ impl Reporter {
         })
     }
 
-    fn node(&mut self, kernel: &dyn Kernel, proc: &ProcFs, node: GuestNodeId, zones: &[Zone]) -> NodeReport {
+    fn node(
+        &mut self,
+        kernel: &dyn Kernel,
+        proc: &ProcFs,
+        node: GuestNodeId,
+        zones: &OnceCell<Vec<Zone>>,
+    ) -> NodeReport {
         let info = proc.node_meminfo(node.0).unwrap_or_default();
         let (total, free, file) = (info.bytes("MemTotal"), info.bytes("MemFree"), info.bytes("FilePages"));
-        let movable = zones.iter().filter(|zone| zone.node == node.0 && zone.name == "Movable");
         let (huge_total, huge_free) = memory::huge_pages(kernel, node);
-        let blocks = self.blocks(kernel, node, total);
+        let Layout { blocks, movable } = self.layout(kernel, proc, node, total, zones);
         NodeReport {
             node,
             total,
@@ -63,7 +77,7 @@ impl Reporter {
             available: free + file.saturating_sub(info.bytes("Shmem")) + info.bytes("SReclaimable"),
             file,
             anonymous: info.bytes("AnonPages"),
-            movable: movable.map(|zone| memory::pages(zone.managed)).sum(),
+            movable: memory::pages(movable),
             huge_total,
             huge_free,
             blocks_online: blocks.online,
@@ -71,19 +85,29 @@ impl Reporter {
         }
     }
 
-    /// A node has thousands of blocks: they are read again only when its size or their number
-    /// has changed.
-    fn blocks(&mut self, kernel: &dyn Kernel, node: GuestNodeId, total: Bytes) -> Blocks {
+    /// A node has thousands of blocks, and the kernel tells of zones only together with every CPU's part in each: they are
+    /// read again only when the node's size or the number of its blocks has changed.
+    fn layout(
+        &mut self,
+        kernel: &dyn Kernel,
+        proc: &ProcFs,
+        node: GuestNodeId,
+        total: Bytes,
+        zones: &OnceCell<Vec<Zone>>,
+    ) -> Layout {
         let names = memory::block_names(kernel, node);
         let key = (total, names.len());
-        match self.blocks.get(&node) {
-            Some((known, blocks)) if *known == key => *blocks,
-            _ => {
-                let blocks = memory::read_blocks(kernel, &names);
-                self.blocks.insert(node, (key, blocks));
-                blocks
-            }
+        if let Some((known, layout)) = self.layouts.get(&node)
+            && *known == key
+        {
+            return *layout;
         }
+        let zones = zones.get_or_init(|| proc.zones().unwrap_or_default());
+        let movable = zones.iter().filter(|zone| zone.node == node.0 && zone.name == "Movable");
+        let movable = movable.map(|zone| zone.managed).sum();
+        let layout = Layout { blocks: memory::read_blocks(kernel, &names), movable };
+        self.layouts.insert(node, (key, layout));
+        layout
     }
 }
 

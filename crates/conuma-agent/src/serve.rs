@@ -85,11 +85,6 @@ impl Agent {
         }
     }
 
-    /// Does what the last answer left for the moment after it.
-    fn follow_up(&self) {
-        self.holder.borrow_mut().follow_up();
-    }
-
     /// Does what the last answer left undone.
     fn finish(&self) {
         if let Err(error) = self.holder.borrow_mut().finish() {
@@ -177,7 +172,6 @@ async fn answer_all<S: AsyncRead + AsyncWrite + Unpin>(
             }
         };
         frames.send(Bytes::from(encode_response(&response))).await.context("sending an answer")?;
-        agent.follow_up();
     }
 }
 

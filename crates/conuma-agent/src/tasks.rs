@@ -1,7 +1,7 @@
 //! Tasks: who sits in the root cgroup, which kernel threads can be moved, who may still run where
 //! nobody should.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use conuma_agent_proto::{Leftover, TaskKind};
@@ -26,6 +26,18 @@ struct KernelThread {
 #[derive(Debug, Default)]
 pub struct KernelThreads {
     known: BTreeMap<Pid, KernelThread>,
+    /// New ones, of which only that is known: they have no memory of their own.
+    new: BTreeSet<Pid>,
+}
+
+/// How closely kernel threads are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// Enough to tell them from users' processes. The kernel makes threads for its work all the time, dozens when a CPU
+    /// comes online, and reading what each is would take most of the time that a holding takes.
+    Quick,
+    /// What each is, and where it may run now.
+    Full,
 }
 
 /// Processes of users that could not be moved out of the root cgroup.
@@ -35,11 +47,12 @@ impl KernelThreads {
     /// Forgets everything, so that the next sweep looks at every task again: ids are used again.
     pub fn forget(&mut self) {
         self.known.clear();
+        self.new.clear();
     }
 
     /// Whether this is a known kernel thread.
     pub fn contains(&self, pid: Pid) -> bool {
-        self.known.contains_key(&pid)
+        self.known.contains_key(&pid) || self.new.contains(&pid)
     }
 
     /// How many kernel threads are bound for good to some of these CPUs.
@@ -50,7 +63,7 @@ impl KernelThreads {
 
     /// Moves users' processes out of the root cgroup and learns the kernel threads there. Repeats
     /// while new ones turn up, as a process may fork while it is moved.
-    pub fn sweep(&mut self, kernel: &dyn Kernel, proc: &ProcFs) -> io::Result<Stuck> {
+    pub fn sweep(&mut self, kernel: &dyn Kernel, proc: &ProcFs, look: Look) -> io::Result<Stuck> {
         const ROUNDS: usize = 4;
         let cgroups = Cgroups::new(kernel);
         let mut stuck = Stuck::new();
@@ -59,8 +72,13 @@ impl KernelThreads {
             let mut moved = false;
             let pids = cgroups.root_processes()?;
             self.known.retain(|pid, _| pids.contains(pid));
+            self.new.retain(|pid| look == Look::Quick && pids.contains(pid));
             for pid in pids {
-                if self.known.contains_key(&pid) {
+                if self.contains(pid) {
+                    continue;
+                }
+                if look == Look::Quick && kernel.has_memory(pid).is_ok_and(|has| !has) {
+                    self.new.insert(pid);
                     continue;
                 }
                 // Gone meanwhile, or on its way.
@@ -87,12 +105,14 @@ impl KernelThreads {
         self.known.insert(pid, KernelThread { name: stat.name, start_ticks: stat.start_ticks, bound_to });
     }
 
-    /// Cuts the affinity of every kernel thread that can be moved to the target, or restores it.
+    /// Cuts the affinity of every kernel thread that can be moved to the target, or restores it. With [`Look::Quick`] those
+    /// of which that was done are believed to be as they were left.
     pub fn confine(
         &mut self,
         kernel: &dyn Kernel,
         target: &Target,
         touched: &mut BTreeMap<TaskKey, Touched>,
+        look: Look,
     ) -> Vec<Leftover> {
         let mut left = Vec::new();
         let mut before = std::mem::take(touched);
@@ -102,8 +122,14 @@ impl KernelThreads {
             }
             let tid = Tid::from(pid);
             let key = TaskKey { tid, start_ticks: thread.start_ticks };
-            let Ok(now) = kernel.affinity(tid) else { continue };
-            let mut mask = Touched::observe(before.remove(&key), now);
+            let done = |mask: &Touched| look == Look::Quick && target.cut(&mask.wish) == mask.wrote;
+            let mut mask = match before.remove(&key) {
+                Some(mask) if done(&mask) => mask,
+                known => {
+                    let Ok(now) = kernel.affinity(tid) else { continue };
+                    Touched::observe(known, now)
+                }
+            };
             let wanted = target.cut(&mask.wish);
             if wanted != mask.wrote {
                 match kernel.set_affinity(tid, &wanted) {
@@ -127,18 +153,22 @@ impl KernelThreads {
     }
 }
 
-/// Every thread that is not a known kernel thread.
-fn other_threads(proc: &ProcFs, known: &KernelThreads) -> Vec<(Pid, Tid)> {
-    let processes = proc.processes().unwrap_or_default();
-    let others = processes.into_iter().filter(|pid| !known.contains(*pid));
-    // A process may end at any time: then it has no threads.
-    others.flat_map(|pid| proc.threads(pid).unwrap_or_default().into_iter().map(move |tid| (pid, tid))).collect()
+/// Every process that is not a known kernel thread.
+pub fn others(proc: &ProcFs, known: &KernelThreads) -> Vec<Pid> {
+    proc.processes().unwrap_or_default().into_iter().filter(|pid| !known.contains(*pid)).collect()
 }
 
-/// Tasks that may run, or do run, outside `usable`, kernel threads that are bound for good left out.
-pub fn strays(kernel: &dyn Kernel, proc: &ProcFs, known: &KernelThreads, usable: &GuestCpuSet) -> Vec<Stray> {
+fn threads_of(proc: &ProcFs, pids: &[Pid]) -> Vec<(Pid, Tid)> {
+    // A process may end at any time: then it has no threads.
+    let threads = |&pid| proc.threads(pid).unwrap_or_default().into_iter().map(move |tid| (pid, tid));
+    pids.iter().flat_map(threads).collect()
+}
+
+/// Of the threads of these processes those that may run, or do run, outside `usable`; kernel threads that are bound for
+/// good left out.
+pub fn strays(kernel: &dyn Kernel, proc: &ProcFs, pids: &[Pid], usable: &GuestCpuSet) -> Vec<Stray> {
     let mut strays = Vec::new();
-    for (pid, tid) in other_threads(proc, known) {
+    for (pid, tid) in threads_of(proc, pids) {
         let Ok(allowed) = kernel.affinity(tid) else { continue };
         let outside = allowed.difference(usable);
         if outside.is_empty() {
@@ -175,7 +205,7 @@ pub fn own_affinities(
 ) -> BTreeMap<TaskKey, GuestCpuSet> {
     let by_tid: BTreeMap<Tid, &GuestCpuSet> = recorded.iter().map(|(key, own)| (key.tid, own)).collect();
     let mut found = BTreeMap::new();
-    for (pid, tid) in other_threads(proc, known) {
+    for (pid, tid) in threads_of(proc, &others(proc, known)) {
         let Ok(allowed) = kernel.affinity(tid) else { continue };
         if allowed == before.cpus && by_tid.is_empty() {
             continue;

@@ -103,12 +103,12 @@ fn what_is_given_can_be_used_before_everything_has_spread_to_it() {
 }
 
 #[test]
-fn kernel_threads_follow_right_after_the_answer() {
+fn kernel_threads_follow_after_the_answer() {
     let mut run = run(guest(NEW));
     run.try_apply("0-3").unwrap();
     assert!(run.guest.users_outside(&set("0-3")).is_empty());
     assert_eq!(run.guest.mask(2), "0-7");
-    run.holder.follow_up();
+    run.holder.finish().unwrap();
     assert_eq!(run.guest.mask(2), "0-3");
     run.restart();
     run.apply("0-7");
@@ -125,6 +125,14 @@ fn interrupts_that_fire_on_cpus_that_leave_move_at_once_and_others_after_the_ans
     assert_eq!(mask(&run, 27), "0-3");
     run.try_apply("2-3").unwrap();
     assert_eq!(mask(&run, 27), "2-3", "it fires on CPU 1");
+    run.apply("0-7");
+    // The kernel moved it, as it does when a CPU goes offline.
+    run.guest.put("proc/irq/27/effective_affinity_list", "3\n");
+    run.try_apply("2-3").unwrap();
+    assert_eq!(mask(&run, 27), "0-7", "it fires on CPU 3 now");
+    assert_eq!(mask(&run, 28), "0-7", "nobody uses it");
+    run.holder.finish().unwrap();
+    assert_eq!((mask(&run, 27), mask(&run, 28)), ("2-3".into(), "2-3".into()));
     run.apply("0-7");
     assert_eq!(mask(&run, 27), "0-7");
 }

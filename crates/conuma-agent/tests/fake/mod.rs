@@ -101,6 +101,10 @@ pub fn guest(release: &str) -> Arc<FakeGuest> {
     file("proc/irq/26/smp_affinity_list", "7\n");
     file("proc/irq/27/smp_affinity_list", "0-7\n");
     file("proc/irq/27/effective_affinity_list", "1\n");
+    file("proc/irq/28/smp_affinity_list", "0-7\n");
+    for irq in 24..28 {
+        fs::create_dir(guest.dir.path().join(format!("proc/irq/{irq}/virtio{irq}"))).unwrap();
+    }
     file("sys/devices/virtual/workqueue/cpumask", "ff\n");
     file("sys/devices/system/cpu/online", ALL);
     file("sys/devices/system/node/online", "0-1\n");
@@ -512,5 +516,10 @@ impl Kernel for FakeGuest {
             inner.free[to] -= moved;
             Ok(inner.tasks[&pid.0].memory[from] / 4)
         })
+    }
+
+    fn has_memory(&self, pid: Pid) -> io::Result<bool> {
+        let kind = self.ask(|inner| inner.tasks.get(&pid.0).map(|task| task.kind));
+        kind.map(|kind| kind == Kind::User).ok_or(rustix::io::Errno::SRCH.into())
     }
 }

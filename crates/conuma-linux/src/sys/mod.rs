@@ -7,4 +7,4 @@ mod mask;
 mod memory;
 
 pub use affinity::{affinity, set_affinity};
-pub use memory::{PagePlace, migrate_pages, move_pages};
+pub use memory::{PagePlace, has_memory, migrate_pages, move_pages};
