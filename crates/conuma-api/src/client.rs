@@ -182,11 +182,11 @@ impl Client {
         self.get(Paths::OPENAPI).await
     }
 
-    /// What happens from now on; with a name only what concerns this VM.
+    /// What happens from now on; with a name only what concerns this VM, with kinds ([`EventKind::NAMES`]) only those.
     ///
     /// Events that happen after this returned are not missed, unless [`EventKind::Missed`] says so.
-    pub async fn events(&self, vm: Option<&VmName>) -> Result<EventStream, ClientError> {
-        let path = vm.map_or(Paths::EVENTS.to_owned(), |vm| format!("{}?vm={vm}", Paths::EVENTS));
+    pub async fn events(&self, vm: Option<&VmName>, kinds: &[&str]) -> Result<EventStream, ClientError> {
+        let path = Paths::events(vm, kinds);
         let what = format!("GET {path}");
         let response = self.send(Method::GET, &path, "application/json", Payload::new()).await?;
         let status = response.status();

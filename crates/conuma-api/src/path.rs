@@ -30,6 +30,14 @@ impl Paths {
         format!("{}/{name}", Self::VMS)
     }
 
+    /// What happens; with a name only what concerns this VM, with kinds only those.
+    pub fn events(vm: Option<&VmName>, kinds: &[&str]) -> String {
+        let vm = vm.map(|vm| format!("vm={vm}"));
+        let kinds = (!kinds.is_empty()).then(|| format!("kind={}", kinds.join(",")));
+        let query: Vec<String> = vm.into_iter().chain(kinds).collect();
+        if query.is_empty() { Self::EVENTS.to_owned() } else { format!("{}?{}", Self::EVENTS, query.join("&")) }
+    }
+
     /// One transfer.
     pub fn transfer(id: u64) -> String {
         format!("{}/{id}", Self::TRANSFERS)

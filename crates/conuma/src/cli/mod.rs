@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, ValueHint};
+use conuma_api::EventKind;
 use conuma_topology::{Bytes, CpuSet, VmName};
 
 pub use values::{NodeAmount, parse_duration, parse_node_amount};
@@ -363,11 +364,16 @@ Follows until interrupted. With --json one JSON object a line.
 
 Examples:
   conuma events
-  conuma events --vm a --json")]
+  conuma events --vm a --json
+  conuma events --kind transfer-ended,violated")]
 pub struct EventsArgs {
     /// Only what concerns this VM
     #[arg(long, value_name = "VM")]
     pub vm: Option<VmName>,
+
+    /// Only events of these kinds
+    #[arg(long = "kind", value_name = "KIND", value_delimiter = ',', value_parser = EventKind::NAMES)]
+    pub kinds: Vec<String>,
 }
 
 /// `conuma completions`.

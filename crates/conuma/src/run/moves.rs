@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use conuma_api::{Client, CoreDemand, Demand, EventKind, MemoryDemand, TransferRequest};
+use conuma_api::{Client, CoreDemand, Demand, MemoryDemand, TransferRequest};
 use conuma_topology::{Bytes, NodeId};
 
 use super::watch::Changes;
@@ -65,7 +65,8 @@ async fn order(
         return Ok(Outcome::Done);
     }
     // Listens before it asks, so that no stage passes unseen.
-    let mut changes = Changes::listen(client, None, how.deadline).await?;
+    let kinds: &[&str] = if how.quiet { &["transfer-ended"] } else { &[] };
+    let mut changes = Changes::listen(client, None, kinds, how.deadline).await?;
     let mut moving = client.transfer(request).await?;
     loop {
         if !how.quiet {
@@ -75,10 +76,7 @@ async fn order(
             break;
         }
         let id = moving.id;
-        let concerns = |event: &EventKind| {
-            event.transfer() == Some(id) && (!how.quiet || matches!(event, EventKind::TransferEnded(_)))
-        };
-        if !changes.wait_for(concerns).await? {
+        if !changes.wait_for(|event| event.transfer() == Some(id)).await? {
             let what = format!("transfer {id} is still under way after {:?}", how.deadline.unwrap_or_default());
             let hint = "it goes on: `conuma events` and `conuma show` tell what becomes of it".into();
             return Err(WithHint { what, hint }.into());

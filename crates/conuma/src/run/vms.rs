@@ -20,7 +20,7 @@ pub(super) async fn start(client: &Client, args: &StartArgs, console: &mut Conso
         console.result(&plan, render::start::preview)?;
         return Ok(Outcome::Done);
     }
-    let mut changes = Changes::listen(client, None, Some(args.deadline)).await?;
+    let mut changes = Changes::listen(client, None, &[], Some(args.deadline)).await?;
     console.progress(&[format!("starting {}", args.file.display())])?;
     let Ok(started) = tokio::time::timeout(args.deadline, client.start(&text, args.wait != WaitFor::None)).await else {
         let what = format!("QEMU did not run the guest of {} within {:?}", args.file.display(), args.deadline);

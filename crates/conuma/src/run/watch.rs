@@ -23,9 +23,14 @@ pub(super) struct Changes {
 }
 
 impl Changes {
-    /// Listens from now on, for `budget` at most.
-    pub(super) async fn listen(client: &Client, vm: Option<&VmName>, budget: Option<Duration>) -> anyhow::Result<Self> {
-        let events = Some(client.events(vm).await?);
+    /// Listens from now on, for `budget` at most; to all that concerns `vm`, or to some `kinds` only.
+    pub(super) async fn listen(
+        client: &Client,
+        vm: Option<&VmName>,
+        kinds: &[&str],
+        budget: Option<Duration>,
+    ) -> anyhow::Result<Self> {
+        let events = Some(client.events(vm, kinds).await?);
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         tick.tick().await;
@@ -63,7 +68,8 @@ impl Changes {
 }
 
 pub(super) async fn events(client: &Client, args: &EventsArgs, console: &mut Console<'_>) -> anyhow::Result<Outcome> {
-    let mut events = client.events(args.vm.as_ref()).await?;
+    let kinds: Vec<&str> = args.kinds.iter().map(String::as_str).collect();
+    let mut events = client.events(args.vm.as_ref(), &kinds).await?;
     while let Some(event) = events.next().await? {
         console.result_line(&event, render::event::line)?;
     }
@@ -84,7 +90,7 @@ pub(super) async fn show(client: &Client, args: &ShowArgs, console: &mut Console
         picture(client, args, console).await?;
         return Ok(Outcome::Done);
     }
-    let mut changes = Changes::listen(client, args.vm.as_ref(), None).await?;
+    let mut changes = Changes::listen(client, args.vm.as_ref(), &[], None).await?;
     let mut first = true;
     loop {
         console.next_picture(first)?;
