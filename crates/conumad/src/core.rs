@@ -1,17 +1,20 @@
-//! The one owner of the engine: a thread of its own that takes what happened, asks the engine what to do,
-//! writes the journal, and only then hands actions to the actuators and answers to callers.
+//! The one owner of the engine: a task that takes what happened, asks the engine what to do, writes the journal, and
+//! only then hands actions to the actuators and answers to callers.
 //!
-//! A thread and not a task, since writing the journal blocks.
+//! A task and not a thread: each step of a transfer comes from an actuator and goes to one, and waking another thread twice
+//! for each would cost more than the step. Writing the journal, which goes to the page cache, is as short.
 
 use std::collections::BTreeMap;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use conuma_balancing::{
     Action, Engine, Event, Failure, Outcome, Refusal, Request, Resources, State, TransferId, VmSpec,
 };
 use conuma_topology::VmName;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use crate::actuator::Actuator;
 use crate::bus::Bus;
@@ -43,7 +46,7 @@ pub struct Stopped;
 /// Speaks to the core.
 #[derive(Debug, Clone)]
 pub struct CoreHandle {
-    sender: Sender<Message>,
+    sender: UnboundedSender<Message>,
 }
 
 impl std::fmt::Debug for Message {
@@ -52,32 +55,31 @@ impl std::fmt::Debug for Message {
     }
 }
 
-/// A thread that can be waited for.
+/// A core that can be waited for.
 #[derive(Debug)]
-pub struct CoreThread(std::thread::JoinHandle<()>);
+pub struct CoreTask(JoinHandle<()>);
 
 /// What a core that has not started yet is told.
 #[derive(Debug)]
-pub struct Inbox(Receiver<Message>);
+pub struct Inbox(UnboundedReceiver<Message>);
 
 /// A core to be started: it can be told things already, and learns them first.
 pub fn open() -> (CoreHandle, Inbox) {
-    let (sender, inbox) = channel();
+    let (sender, inbox) = unbounded_channel();
     (CoreHandle { sender }, Inbox(inbox))
 }
 
-/// Starts the core's thread.
-pub fn start(inbox: Inbox, engine: Engine, journal: Journal, clock: Clock, bus: Bus) -> std::io::Result<CoreThread> {
+/// Starts the core.
+pub fn start(inbox: Inbox, engine: Engine, journal: Journal, clock: Clock, bus: Bus) -> CoreTask {
     let actuators = BTreeMap::new();
     let core = Core { engine, journal, clock, bus, actuators, journal_failed: false, written_history: None };
-    let thread = std::thread::Builder::new().name("core".into()).spawn(move || core.run(&inbox.0))?;
-    Ok(CoreThread(thread))
+    CoreTask(tokio::spawn(core.run(inbox.0)))
 }
 
-impl CoreThread {
+impl CoreTask {
     /// Waits until the core has ended; [`CoreHandle::stop`] makes it end.
-    pub fn join(self) {
-        if self.0.join().is_err() {
+    pub async fn ended(self) {
+        if self.0.await.is_err() {
             tracing::error!("the core ended by a panic");
         }
     }
@@ -152,7 +154,7 @@ struct Core {
 }
 
 impl Core {
-    fn run(mut self, inbox: &Receiver<Message>) {
+    async fn run(mut self, mut inbox: UnboundedReceiver<Message>) {
         let mut replies: Vec<Reply> = Vec::new();
         // Those who act for the VMs found come first: what is due at once has somewhere to go.
         while let Ok(message) = inbox.try_recv() {
@@ -167,10 +169,10 @@ impl Core {
                 reply();
             }
             let wait = self.engine.next_deadline().map_or(LONGEST_WAIT, |at| self.clock.until(at).min(LONGEST_WAIT));
-            let mut next = match inbox.recv_timeout(wait) {
-                Ok(message) => Some(message),
-                Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => return,
+            let mut next = match timeout(wait, inbox.recv()).await {
+                Ok(Some(message)) => Some(message),
+                Ok(None) => return,
+                Err(_) => None,
             };
             // All that is there already is one step: one look at the engine, one write to the journal.
             while let Some(message) = next {

@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use crate::bus::Bus;
 use crate::clock::Clock;
 use crate::config::{Settings, make_private_dir};
-use crate::core::{self, CoreHandle, CoreThread};
+use crate::core::{self, CoreHandle, CoreTask};
 use crate::http;
 use crate::journal::Journal;
 use crate::vms::{Room, find};
@@ -38,7 +38,7 @@ pub struct Daemon {
     stop: CancellationToken,
     tasks: TaskTracker,
     room: Arc<Room>,
-    core: CoreThread,
+    core: CoreTask,
     _lock: File,
 }
 
@@ -75,7 +75,7 @@ impl Daemon {
             room.resume_charge(found);
         }
         // Not before: what is due at once must have somewhere to go.
-        let core = core::start(inbox, engine, journal, clock, bus).context("cannot start a thread")?;
+        let core = core::start(inbox, engine, journal, clock, bus);
         let listener = http::bind(&socket)?;
         let (serving, ended) = (room.clone(), stop.clone());
         tasks.spawn(async move {
@@ -106,9 +106,7 @@ impl Daemon {
         }
         self.room.core.stop();
         // The lock is let go when nobody writes the journal any more.
-        if tokio::task::spawn_blocking(move || self.core.join()).await.is_err() {
-            tracing::error!("the core was not waited for");
-        }
+        self.core.ended().await;
     }
 }
 
