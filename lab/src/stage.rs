@@ -29,7 +29,7 @@ const BOOTS: usize = 3;
 const GUESTS_BUDGET: Duration = Duration::from_secs(400);
 /// Guests at rest use so many microseconds of CPU time in half a second, all together: to be emulated costs that much.
 const AT_REST: u64 = 125_000;
-const AT_REST_BUDGET: Duration = Duration::from_secs(60);
+const AT_REST_BUDGET: Duration = Duration::from_secs(120);
 const WITNESS_STOP: &str = "/run/witness.stop";
 
 /// A guest to be started.

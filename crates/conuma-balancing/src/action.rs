@@ -79,21 +79,17 @@ pub enum ActionKind {
         /// The device's node.
         node: NodeId,
     },
-    /// Host: see whether the vCPU threads' run time stands still. Answer: [`Outcome::Watched`].
-    VerifyIdle {
-        /// The vCPUs' CPUs.
-        cpus: CpuSet,
-        /// How long to watch.
-        window: Duration,
-    },
-    /// Host: brake the vCPU threads. Answer: [`Outcome::GateSet`].
+    /// Host: brake the vCPU threads, and see whether their run time stands still. Answer:
+    /// [`Outcome::GateClosed`].
     CloseGate {
         /// The vCPUs' CPUs.
         cpus: CpuSet,
         /// How firmly.
         grip: Grip,
+        /// How long to watch, at the least; zero if it does not matter whether they still run.
+        watch: Duration,
     },
-    /// Host: take the brake off. Answer: [`Outcome::GateSet`].
+    /// Host: take the brake off. Answer: [`Outcome::GateOpened`].
     OpenGate {
         /// The vCPUs' CPUs.
         cpus: CpuSet,
@@ -143,13 +139,13 @@ pub enum Outcome {
     },
     /// To `SetRequestedSize` and `PollSize`.
     Memory(PluggedMemory),
-    /// To `VerifyIdle`.
-    Watched {
-        /// CPUs on which the VM ran within the window.
+    /// To `CloseGate`: in force.
+    GateClosed {
+        /// CPUs on which the VM ran on while it was watched.
         busy: CpuSet,
     },
-    /// To `CloseGate` and `OpenGate`: in force.
-    GateSet,
+    /// To `OpenGate`: in force.
+    GateOpened,
     /// It was not done, or it is not known.
     Failed(Failure),
 }
@@ -251,6 +247,8 @@ pub enum Event {
 pub struct VmSeen {
     /// CPUs whose gate is open.
     pub open: CpuSet,
+    /// CPUs on which it runs although their gate is closed softly.
+    pub runs_on: CpuSet,
     /// Its virtio-mem devices.
     pub plugged: BTreeMap<NodeId, PluggedMemory>,
 }
@@ -261,7 +259,7 @@ impl ActionKind {
         match self {
             Self::AgentApply { .. } | Self::PrepareMemory { .. } | Self::ConfirmMemory { .. } => Lane::Agent,
             Self::SetRequestedSize { .. } | Self::PollSize { .. } => Lane::Hypervisor,
-            Self::VerifyIdle { .. } | Self::CloseGate { .. } | Self::OpenGate { .. } => Lane::Gate,
+            Self::CloseGate { .. } | Self::OpenGate { .. } => Lane::Gate,
         }
     }
 }

@@ -261,9 +261,10 @@ pub fn check_against_reality<'a>(
     violations
 }
 
-/// What a VM can use without asking anyone: open gates, boot memory, and plugged or requested memory.
+/// What a VM can use without asking anyone: CPUs with open gates, or where it runs behind soft ones, boot memory, and
+/// plugged or requested memory.
 pub fn usable(spec: &VmSpec, seen: &VmSeen) -> Resources {
-    let mut usable = Resources::cores(seen.open.clone());
+    let mut usable = Resources::cores(seen.open.union(&seen.runs_on));
     for (node, bytes) in &spec.boot {
         usable.add(&Resources::memory(*node, *bytes));
     }

@@ -38,10 +38,13 @@ pub(crate) struct CoreKnob {
     /// Of these, what should be gated.
     pub(crate) closing: CpuSet,
     pub(crate) grip: Grip,
-    /// Gates that may be open: an upper bound.
+    /// CPUs on which the VM may run on: those whose gate may be open, and, where it should have left them, those
+    /// on which it was seen behind a soft gate. An upper bound.
     pub(crate) maybe_open: CpuSet,
-    /// Gates that surely are: a lower bound.
+    /// Gates that surely are open: a lower bound.
     pub(crate) surely_open: CpuSet,
+    /// Gates that are being opened.
+    pub(crate) opening: CpuSet,
     /// What the agent last put in force; `None` while that is not known.
     pub(crate) told: Option<Told>,
     /// Why the last attempt to tell the agent came to nothing.
@@ -104,7 +107,11 @@ impl Vm {
     /// QEMU runs, and this is in force.
     pub(crate) fn started(&mut self, seen: &VmSeen, now: Duration) {
         self.life = Life::Running;
-        self.cores = CoreKnob { maybe_open: seen.open.clone(), surely_open: seen.open.clone(), ..CoreKnob::default() };
+        self.cores = CoreKnob {
+            maybe_open: seen.open.union(&seen.runs_on),
+            surely_open: seen.open.clone(),
+            ..CoreKnob::default()
+        };
         let knob = |node: &NodeId| {
             let seen = seen.plugged.get(node).copied().unwrap_or_default();
             (*node, MemoryKnob::new(seen, now))
@@ -126,6 +133,7 @@ impl Default for CoreKnob {
             grip: Grip::Soft,
             maybe_open: CpuSet::new(),
             surely_open: CpuSet::new(),
+            opening: CpuSet::new(),
             told: None,
             untold: None,
             gate: Attempt::default(),
@@ -135,9 +143,10 @@ impl Default for CoreKnob {
 }
 
 impl CoreKnob {
-    /// What the guest should use, if the ledger gives it `held`.
+    /// What the guest should use, if the ledger gives it `held`. It is told while gates are being opened: what it
+    /// begins too early only waits for a moment.
     pub(crate) fn apply_goal(&self, held: &CpuSet) -> CpuSet {
-        held.difference(&self.leaving).intersection(&self.surely_open)
+        held.difference(&self.leaving).intersection(&self.surely_open.union(&self.opening))
     }
 
     /// Which gates should be open, if the ledger gives it `held`.

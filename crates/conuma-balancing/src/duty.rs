@@ -7,9 +7,9 @@
 
 use std::time::Duration;
 
-use conuma_topology::{Bytes, NodeId, VmName};
+use conuma_topology::{Bytes, CpuSet, NodeId, VmName};
 
-use crate::action::{ActionKind, Failure, Outcome};
+use crate::action::{ActionKind, Failure, Grip, Outcome};
 use crate::control::{Told, Vm};
 use crate::engine::{Engine, Owner};
 use crate::holding::Resources;
@@ -33,26 +33,35 @@ impl Engine {
         for name in names {
             let Some(vm) = self.state.vms.get(&name).filter(|vm| vm.life == Life::Running) else { continue };
             let held = self.state.ledger.vm(&name).clone();
-            let mut due = vec![(Knob::Gates, gate_duty(vm, &held, now)), (Knob::Agent, agent_duty(vm, &held, now))];
-            for node in vm.memory.keys() {
-                due.push((Knob::Memory(*node), memory_duty(vm, *node, held.on(*node), &self.timing, now)));
-            }
-            for (knob, kind) in due {
-                if let Some(kind) = kind {
-                    self.issue_duty(&name, knob, kind, now);
-                }
+            // Gates come first: what is being opened is told to the agent in the same breath.
+            let memory = vm.memory.keys().map(|node| Knob::Memory(*node));
+            let knobs: Vec<Knob> = [Knob::Gates, Knob::Agent].into_iter().chain(memory).collect();
+            for knob in knobs {
+                self.issue_if_due(&name, knob, &held, now);
             }
             self.note_settled(&name, &held);
         }
     }
 
+    fn issue_if_due(&mut self, name: &VmName, knob: Knob, held: &Resources, now: Duration) {
+        let Some(vm) = self.state.vms.get(name) else { return };
+        if let Some(kind) = duty(vm, knob, held, &self.timing, now) {
+            self.issue_duty(name, knob, kind, now);
+        }
+    }
+
     fn issue_duty(&mut self, name: &VmName, knob: Knob, kind: ActionKind, now: Duration) {
-        let limit = if knob == Knob::Agent { self.timing.agent } else { self.timing.host };
+        let limit = match &kind {
+            ActionKind::CloseGate { watch, .. } => self.timing.host + *watch,
+            _ if knob == Knob::Agent => self.timing.agent,
+            _ => self.timing.host,
+        };
         let id = self.issue(name, now + limit, kind.clone(), Owner::Duty(name.clone(), knob));
         let Some(vm) = self.state.vms.get_mut(name) else { return };
         match &kind {
             ActionKind::OpenGate { cpus } => {
                 vm.cores.maybe_open = vm.cores.maybe_open.union(cpus);
+                vm.cores.opening = cpus.clone();
                 vm.cores.gate.pending = Some(id);
             }
             ActionKind::CloseGate { cpus, .. } => {
@@ -116,8 +125,16 @@ fn is_settled(vm: &Vm, held: &Resources) -> bool {
     cores.maybe_open == gates && cores.surely_open == gates && told && vm.memory.iter().all(sized)
 }
 
-/// Closing goes before opening.
-fn gate_duty(vm: &Vm, held: &Resources, now: Duration) -> Option<ActionKind> {
+fn duty(vm: &Vm, knob: Knob, held: &Resources, timing: &Timing, now: Duration) -> Option<ActionKind> {
+    match knob {
+        Knob::Gates => gate_duty(vm, held, timing, now),
+        Knob::Agent => agent_duty(vm, held, now),
+        Knob::Memory(node) => memory_duty(vm, node, held.on(node), timing, now),
+    }
+}
+
+/// Closing goes before opening. Whether the guest runs on is watched where it is asked to leave.
+fn gate_duty(vm: &Vm, held: &Resources, timing: &Timing, now: Duration) -> Option<ActionKind> {
     let cores = &vm.cores;
     if cores.gate.pending.is_some() || now < cores.gate.not_before {
         return None;
@@ -125,7 +142,9 @@ fn gate_duty(vm: &Vm, held: &Resources, now: Duration) -> Option<ActionKind> {
     let goal = cores.gate_goal(&held.cpus);
     let close = cores.maybe_open.difference(&goal);
     if !close.is_empty() {
-        return Some(ActionKind::CloseGate { cpus: close, grip: cores.grip });
+        let left = cores.grip == Grip::Soft && !close.is_disjoint(&cores.closing);
+        let watch = if left { timing.idle_window } else { Duration::ZERO };
+        return Some(ActionKind::CloseGate { cpus: close, grip: cores.grip, watch });
     }
     let open = goal.difference(&cores.surely_open);
     (!open.is_empty()).then_some(ActionKind::OpenGate { cpus: open })
@@ -134,9 +153,13 @@ fn gate_duty(vm: &Vm, held: &Resources, now: Duration) -> Option<ActionKind> {
 fn gate_done(vm: &mut Vm, kind: &ActionKind, outcome: &Outcome, retry: Duration) {
     let cores = &mut vm.cores;
     cores.gate.pending = None;
+    cores.opening = CpuSet::new();
     match (kind, outcome) {
-        (ActionKind::OpenGate { cpus }, Outcome::GateSet) => cores.surely_open = cores.surely_open.union(cpus),
-        (ActionKind::CloseGate { cpus, .. }, Outcome::GateSet) => cores.maybe_open = cores.maybe_open.difference(cpus),
+        (ActionKind::OpenGate { cpus }, Outcome::GateOpened) => cores.surely_open = cores.surely_open.union(cpus),
+        (ActionKind::CloseGate { cpus, .. }, Outcome::GateClosed { busy }) => {
+            let runs_on = busy.intersection(&cores.closing);
+            cores.maybe_open = cores.maybe_open.difference(&cpus.difference(&runs_on));
+        }
         _ => cores.gate.not_before = retry,
     }
 }
@@ -218,10 +241,9 @@ pub(crate) fn next_duty(vm: &Vm, held: &Resources, timing: &Timing) -> Option<Du
     let later =
         |attempt: &crate::control::Attempt, due: bool| (due && attempt.pending.is_none()).then_some(attempt.not_before);
     let late = Duration::MAX;
-    let gates = later(&vm.cores.gate, gate_duty(vm, held, late).is_some());
-    let agent = later(&vm.cores.apply, agent_duty(vm, held, late).is_some());
-    let memory = vm.memory.iter().filter_map(|(node, memory)| {
-        later(&memory.attempt, memory_duty(vm, *node, held.on(*node), timing, late).is_some())
-    });
+    let due = |knob| duty(vm, knob, held, timing, late).is_some();
+    let gates = later(&vm.cores.gate, due(Knob::Gates));
+    let agent = later(&vm.cores.apply, due(Knob::Agent));
+    let memory = vm.memory.iter().filter_map(|(node, memory)| later(&memory.attempt, due(Knob::Memory(*node))));
     memory.chain(gates).chain(agent).min()
 }

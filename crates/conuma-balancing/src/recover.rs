@@ -1,9 +1,9 @@
 //! After a restart: from the journal and from what is found on the host to a ledger that is true again.
 //!
 //! VMs ran on meanwhile with what they last had. The rules:
-//! 1. **What is found on the host wins.** An open gate, plugged or requested memory is booked to its VM, whatever
-//!    the journal says. If that needs what the journal gave to another, the other must lose it: an open gate
-//!    goes to whom the journal names, and the other VM's gate is closed.
+//! 1. **What is found on the host wins.** The CPU of an open gate, or of a vCPU that runs behind a soft one, and plugged
+//!    or requested memory are booked to their VM, whatever the journal says. If that needs what the journal gave to
+//!    another, the other must lose it: an open gate goes to whom the journal names, and the other VM's gate is closed.
 //! 2. **What was taken is given; what was not taken stays.** Every transfer under way is cut: what is in
 //!    transit goes to its heir in the ledger, all else stays with its giver.
 //! 3. **The duties do the rest.** They bring gates, guests and QEMU in step with the ledger; an agent
@@ -116,7 +116,7 @@ fn reconciled(journal: &Ledger, host: &Host, found: &BTreeMap<VmName, VmFound>) 
     let mut ledger = journal.clone();
     let in_use: BTreeMap<Holder, Resources> =
         found.iter().map(|(name, vm)| (Holder::Vm(name.clone()), usable(&vm.spec, &vm.seen))).collect();
-    let sole = sole_users(journal, &in_use);
+    let sole = sole_users(journal, &in_use, found);
     for (holder, used) in &in_use {
         let mut needed = used.saturating_sub(ledger.held(holder));
         needed.cpus = host.widened(&needed.cpus.intersection(&sole[holder]));
@@ -137,9 +137,13 @@ fn reconciled(journal: &Ledger, host: &Host, found: &BTreeMap<VmName, VmFound>) 
     ledger
 }
 
-/// Of the CPUs whose gate is open for each VM, those that are to be its own: where several VMs are open, the
-/// one that the journal names, or else the first.
-fn sole_users(journal: &Ledger, in_use: &BTreeMap<Holder, Resources>) -> BTreeMap<Holder, CpuSet> {
+/// Of the CPUs that each VM can use, those that are to be its own: where several can, the one that the journal names,
+/// or else the first whose gate is open, or else the first.
+fn sole_users(
+    journal: &Ledger,
+    in_use: &BTreeMap<Holder, Resources>,
+    found: &BTreeMap<VmName, VmFound>,
+) -> BTreeMap<Holder, CpuSet> {
     let mut sole = BTreeMap::new();
     let mut given = CpuSet::new();
     for (holder, used) in in_use {
@@ -147,10 +151,12 @@ fn sole_users(journal: &Ledger, in_use: &BTreeMap<Holder, Resources>) -> BTreeMa
         given = given.union(&own);
         sole.insert(holder.clone(), own);
     }
-    for (holder, used) in in_use {
-        let more = used.cpus.difference(&given);
+    let open = found.iter().map(|(name, vm)| (Holder::Vm(name.clone()), &vm.seen.open));
+    let any = in_use.iter().map(|(holder, used)| (holder.clone(), &used.cpus));
+    for (holder, cpus) in open.chain(any) {
+        let more = cpus.difference(&given);
         given = given.union(&more);
-        let own: &mut CpuSet = sole.entry(holder.clone()).or_default();
+        let own: &mut CpuSet = sole.entry(holder).or_default();
         *own = own.union(&more);
     }
     sole

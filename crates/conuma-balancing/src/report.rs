@@ -135,10 +135,10 @@ pub enum Remark {
 pub enum Stage {
     /// The donor's guest leaves the CPUs.
     Quiesce,
-    /// Its run time must stand still.
-    Verify,
-    /// Its gate closes.
+    /// Its gate closes, and its run time must stand still.
     Close,
+    /// It has not left: its gate closes firmly.
+    Force,
     /// The recipient's gate opens.
     Open,
     /// The recipient's guest is told.

@@ -247,7 +247,7 @@ impl Leg {
         let step = if self.report.planned.what.cpus.is_empty() {
             leg::memory::step(self, id, place, engine, now)
         } else {
-            leg::cores::step(self, id, place, engine, now)
+            leg::cores::step(self, id, engine, now)
         };
         if self.stage != before {
             engine.notices.push(Notice::Stage { transfer: id, leg: place, stage: self.stage });

@@ -205,10 +205,10 @@ pub struct Remark {
 pub enum Stage {
     /// The giver's guest leaves the CPUs.
     Quiesce,
-    /// Its run time must stand still.
-    Verify,
-    /// Its gate closes.
+    /// Its gate closes, and its run time must stand still.
     Close,
+    /// It has not left: its gate closes firmly.
+    Force,
     /// The recipient's gate opens.
     Open,
     /// The recipient's guest is told.
@@ -237,8 +237,8 @@ impl Stage {
     pub fn name(self) -> &'static str {
         match self {
             Self::Quiesce => "quiesce",
-            Self::Verify => "verify",
             Self::Close => "close",
+            Self::Force => "force",
             Self::Open => "open",
             Self::Enable => "enable",
             Self::Prepare => "prepare",

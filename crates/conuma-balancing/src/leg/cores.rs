@@ -3,11 +3,11 @@
 //! | stage | waits for | if it does not come |
 //! | --- | --- | --- |
 //! | quiesce | the donor's agent has left the CPUs | refused: stays with the donor, unless it is owed; silent: firm gate |
-//! | verify | run times stand still | firm gate |
-//! | close | gates confirmed shut | stays with the donor, gates open again |
+//! | close | gates confirmed shut, and run times stand still behind them | firm gate |
+//! | force | firm gates confirmed shut | stays with the donor, gates open again |
 //! | *the ledger moves it out of the donor's account, then into the recipient's* | | |
 //! | open | gates confirmed open | the duty goes on trying; it is the recipient's already |
-//! | enable | the recipient's agent uses them | told when its agent connects |
+//! | enable | the recipient's agent, told while gates open, uses them | told when its agent connects |
 //!
 //! A core that was taken always arrives somewhere: with the recipient, or, if that ended meanwhile, with
 //! the donor again, or else in the pool.
@@ -16,23 +16,23 @@ use std::time::Duration;
 
 use conuma_topology::CpuSet;
 
-use crate::action::{ActionKind, Failure, Grip, Outcome, RefusedCpus};
+use crate::action::{Failure, Grip, RefusedCpus};
 use crate::control::CoreKnob;
-use crate::engine::{Engine, Owner};
+use crate::engine::Engine;
 use crate::holding::Resources;
 use crate::ledger::{Holder, TransferId};
 use crate::report::{Reason, Remark, Stage};
 use crate::timing::Timing;
 use crate::transfer::{Leg, Step, vm_of};
 
-/// The longest that moving cores can last. The last look at run times may begin when the time for that ends.
+/// The longest that moving cores can last.
 pub(crate) fn longest(timing: &Timing) -> Duration {
-    timing.agent * 2 + timing.verify + last_look(timing) + timing.gate() * 2
+    timing.agent * 2 + timing.verify + force_within(timing) + timing.gate()
 }
 
-/// A look at run times lasts its window, and the answer as long as any of the host's.
-fn last_look(timing: &Timing) -> Duration {
-    timing.idle_window + timing.host
+/// The last soft gate may be asked for when the time for that ends: its answer comes first.
+fn force_within(timing: &Timing) -> Duration {
+    timing.idle_window + timing.host + timing.gate()
 }
 
 /// Begins: nothing has been asked of anyone yet.
@@ -48,11 +48,11 @@ pub(crate) fn begin(leg: &mut Leg, id: TransferId, engine: &mut Engine, now: Dur
     leg.enter(Stage::Quiesce, now + engine.timing.agent, now);
 }
 
-pub(crate) fn step(leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, now: Duration) -> Step {
+pub(crate) fn step(leg: &mut Leg, id: TransferId, engine: &mut Engine, now: Duration) -> Step {
     match leg.stage {
         Stage::Quiesce => quiesce(leg, engine, now),
-        Stage::Verify => verify(leg, id, place, engine, now),
         Stage::Close => close(leg, id, engine, now),
+        Stage::Force => force(leg, id, engine, now),
         Stage::Open => open(leg, engine, now),
         Stage::Enable => enable(leg, engine, now),
         _ => Step::Waits,
@@ -87,7 +87,7 @@ fn quiesce(leg: &mut Leg, engine: &mut Engine, now: Duration) -> Step {
         return leg.end(now);
     }
     let forced = leg.report.remarks.iter().any(|remark| matches!(remark, Remark::DonorRefused(_)));
-    if forced { shut(leg, engine, Grip::Firm, now) } else { leg.enter(Stage::Verify, now + engine.timing.verify, now) }
+    shut(leg, engine, if forced { Grip::Firm } else { Grip::Soft }, now)
 }
 
 fn left(knob: &CoreKnob, cpus: &CpuSet) -> Left {
@@ -116,47 +116,35 @@ fn refuse(leg: &mut Leg, engine: &mut Engine, cpus: &CpuSet, why: String) {
     leg.falls_short(Resources::cores(stays), Reason::DonorRefused(why), &donor);
 }
 
-fn verify(leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, now: Duration) -> Step {
-    let Some(vm) = vm_of(&leg.from).cloned() else { return Step::Waits };
-    match leg.answer.take() {
-        Some(Outcome::Watched { busy }) if busy.is_empty() => shut(leg, engine, Grip::Soft, now),
-        Some(Outcome::Watched { busy }) if now >= leg.until => {
-            leg.remark(Remark::DonorBusy(busy));
-            shut(leg, engine, Grip::Firm, now)
-        }
-        Some(Outcome::Failed(_)) => {
-            leg.remark(Remark::DonorBusy(leg.load.cpus.clone()));
-            shut(leg, engine, Grip::Firm, now)
-        }
-        None if leg.asked.is_some() => Step::Waits,
-        _ => {
-            let window = engine.timing.idle_window;
-            let kind = ActionKind::VerifyIdle { cpus: leg.load.cpus.clone(), window };
-            let limit = now + last_look(&engine.timing);
-            leg.asked = Some(engine.issue(&vm, limit, kind, Owner::Leg(id, place)));
-            Step::Waits
-        }
-    }
-}
-
 fn shut(leg: &mut Leg, engine: &mut Engine, grip: Grip, now: Duration) -> Step {
     let cpus = leg.load.cpus.clone();
     if let Some(knob) = donor(leg, engine) {
         knob.close(&cpus, grip);
     }
-    leg.enter(Stage::Close, now + engine.timing.gate(), now)
+    match grip {
+        Grip::Soft => leg.enter(Stage::Close, now + engine.timing.verify, now),
+        Grip::Firm => leg.enter(Stage::Force, now + force_within(&engine.timing), now),
+    }
 }
 
 fn close(leg: &mut Leg, id: TransferId, engine: &mut Engine, now: Duration) -> Step {
+    let Some(knob) = donor(leg, engine) else { return Step::Waits };
+    let runs_on = knob.maybe_open.intersection(&leg.load.cpus);
+    if runs_on.is_empty() {
+        return taken(leg, id, engine, now);
+    }
+    if now < leg.until {
+        return Step::Waits;
+    }
+    leg.remark(Remark::DonorBusy(runs_on));
+    shut(leg, engine, Grip::Firm, now)
+}
+
+fn force(leg: &mut Leg, id: TransferId, engine: &mut Engine, now: Duration) -> Step {
     let cpus = leg.load.cpus.clone();
     let Some(knob) = donor(leg, engine) else { return Step::Waits };
     if knob.maybe_open.is_disjoint(&cpus) {
-        // Verified: from here on the donor cannot run there.
-        engine.take(leg, id);
-        if let Some(knob) = donor(leg, engine) {
-            knob.release(&cpus);
-        }
-        return give(leg, id, engine, now);
+        return taken(leg, id, engine, now);
     }
     if now < leg.until {
         return Step::Waits;
@@ -165,6 +153,16 @@ fn close(leg: &mut Leg, id: TransferId, engine: &mut Engine, now: Duration) -> S
     let donor = leg.from.clone();
     leg.falls_short(Resources::cores(cpus), Reason::GateFailed(Failure::TimedOut), &donor);
     leg.end(now)
+}
+
+/// Verified: from here on the donor cannot run there.
+fn taken(leg: &mut Leg, id: TransferId, engine: &mut Engine, now: Duration) -> Step {
+    engine.take(leg, id);
+    let cpus = leg.load.cpus.clone();
+    if let Some(knob) = donor(leg, engine) {
+        knob.release(&cpus);
+    }
+    give(leg, id, engine, now)
 }
 
 /// The load is out of the giver's hands; the heir's account gets it before its gates open.

@@ -72,11 +72,11 @@ fn a_transfer_of_cores_that_lasts_as_long_as_it_can_is_in_time() {
         };
         let verified = world.engine.state.transfers[&id].legs[0].until;
         let fate = match action.kind {
-            ActionKind::VerifyIdle { .. } if world.now + step < verified => {
+            ActionKind::CloseGate { grip: Grip::Soft, .. } if world.now + step < verified => {
                 world.now += step;
                 Fate::Refused
             }
-            ActionKind::VerifyIdle { .. } => Fate::Lost,
+            ActionKind::CloseGate { grip: Grip::Soft, .. } => Fate::Lost,
             ActionKind::CloseGate { .. } | ActionKind::OpenGate { .. } if !lost.contains(&vm) => {
                 lost.push(vm.clone());
                 Fate::Lost

@@ -206,7 +206,7 @@ fn can_refuse(kind: &ActionKind) -> bool {
         ActionKind::AgentApply { .. }
             | ActionKind::PrepareMemory { .. }
             | ActionKind::ConfirmMemory { .. }
-            | ActionKind::VerifyIdle { .. }
+            | ActionKind::CloseGate { grip: Grip::Soft, .. }
     )
 }
 
@@ -291,7 +291,7 @@ fn hash_canonical(world: &World, hasher: &mut impl Hasher) {
         queue.iter().for_each(|action| (numbers.get(&action.id), &action.kind).hash(hasher));
     }
     for (name, vm) in &world.vms {
-        (name, &vm.open, &vm.plugged, vm.agent, &vm.using).hash(hasher);
+        (name, &vm.open, &vm.runs_on, &vm.plugged, vm.agent, &vm.using).hash(hasher);
     }
     (world.notices.len(), completed(world)).hash(hasher);
 }

@@ -289,7 +289,7 @@ const REACHED: [&str; 29] = [
     "Nothing",
     "Refused",
     "Quiesce",
-    "Verify",
+    "Force",
     "Close",
     "Open",
     "Enable",

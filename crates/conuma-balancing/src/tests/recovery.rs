@@ -144,14 +144,40 @@ fn a_journal_about_another_host_keeps_its_loans_only() {
     world.ask(lend("a", "b", of_cpus("1"))).unwrap();
     world.run_until_settled();
     let state = written_and_read(world.engine.state());
-    let found = world.vms.iter().map(|(name, vm)| {
-        let seen = VmSeen { open: vm.open.clone(), plugged: vm.plugged.clone() };
-        (name.clone(), VmFound { spec: world.specs[name].clone(), seen })
-    });
+    let found =
+        world.vms.iter().map(|(name, vm)| (name.clone(), VmFound { spec: world.specs[name].clone(), seen: vm.seen() }));
     let mut other = world.engine.host().clone();
     other.reserve = Resources::memory(NodeId(0), units(1));
     let engine = Engine::recover(Some(state), other, found.collect(), Timing::default(), world.now);
     assert_eq!(engine.loans(), world.engine.loans());
     assert_eq!(engine.ledger().vm(&name("b")).to_string(), "CPUs 1-3, node0=384M");
     assert_eq!(engine.ledger().held(&Holder::Pool).to_string(), "node0=128M");
+}
+
+#[test]
+fn a_guest_that_runs_on_behind_a_soft_gate_keeps_its_cpu_when_the_journal_is_lost() {
+    let mut world = world();
+    world.ask(lend("a", "b", of_cpus("1"))).unwrap();
+    world.deliver(&name("a"), Lane::Agent, Fate::Works);
+    world.deliver(&name("a"), Lane::Gate, Fate::Refused);
+    assert_eq!(world.vms[&name("a")].seen().runs_on, cpus("1"));
+    world.crash(false);
+    world.check();
+    assert_eq!(world.engine.ledger().vm(&name("a")).cpus, cpus("0-1"));
+    world.run_until_settled();
+    assert_eq!(world.vms[&name("a")].open, cpus("0-1"), "its gate opens again");
+}
+
+#[test]
+fn an_open_gate_counts_more_than_a_guest_that_runs_behind_a_closed_one() {
+    let mut world = world();
+    world.ask(lend("a", "b", of_cpus("1"))).unwrap();
+    world.run_until_settled();
+    // The guest that lent it comes back to it, before its brake is firm.
+    world.vms.get_mut(&name("a")).unwrap().runs_on = cpus("1");
+    world.crash(false);
+    assert_eq!(world.engine.ledger().vm(&name("a")).cpus, cpus("0"));
+    assert_eq!(world.engine.ledger().vm(&name("b")).cpus, cpus("1-3"));
+    world.run_until_settled();
+    assert_eq!(world.vms[&name("a")].open, cpus("0"));
 }

@@ -82,7 +82,7 @@ fn cores_and_memory_move_and_come_back() {
     assert_eq!(
         stages(&report),
         [
-            vec![Stage::Quiesce, Stage::Verify, Stage::Close, Stage::Open, Stage::Enable],
+            vec![Stage::Quiesce, Stage::Close, Stage::Open, Stage::Enable],
             vec![Stage::Prepare, Stage::Shrink, Stage::Grow, Stage::Confirm],
         ]
     );
@@ -137,20 +137,21 @@ fn a_silent_guest_loses_its_cores_by_the_gate() {
 fn a_busy_guest_gets_a_firm_gate() {
     let mut world = pair();
     let busy = |action: &Action| {
-        let watched = matches!(action.kind, ActionKind::VerifyIdle { .. });
-        // A look at run times takes its window.
+        let watched = matches!(action.kind, ActionKind::CloseGate { grip: Grip::Soft, .. });
         Some(if watched { Fate::Refused } else { Fate::Works })
     };
     let id = world.ask(lend("a", "b", of_cpus("3"))).unwrap();
     for _ in 0..200 {
         let (vm, lane) = world.in_flight.keys().next().cloned().unwrap();
         let action = world.in_flight[&(vm.clone(), lane)].front().unwrap().clone();
-        if let ActionKind::CloseGate { grip, .. } = action.kind {
-            assert_eq!(grip, Grip::Firm);
+        if matches!(action.kind, ActionKind::CloseGate { grip: Grip::Firm, .. }) {
+            assert_eq!(world.holds("a"), "CPUs 0-3, node0=384M, node1=384M");
             world.run_until_settled();
+            world.check();
             assert_eq!(world.report(id).legs[0].remarks, [Remark::DonorBusy(cpus("3"))]);
             return;
         }
+        // Watching takes its time.
         world.now += Duration::from_millis(20);
         world.deliver(&vm, lane, busy(&action).unwrap());
     }
@@ -333,11 +334,16 @@ fn what_has_moved_counts_until_a_guest_reports_again() {
 
 #[test]
 fn a_recipient_that_ends_leaves_everything_with_the_donor_or_the_pool() {
-    for stage in [Stage::Quiesce, Stage::Verify, Stage::Close, Stage::Open, Stage::Enable] {
+    for stage in [Stage::Quiesce, Stage::Close, Stage::Open, Stage::Enable] {
         let mut world = pair();
         let id = world.ask(lend("a", "b", of_cpus("3"))).unwrap();
+        // Gates first: an agent that has answered by the time they are open ends the transfer at once.
         while world.report(id).legs[0].stages.last().unwrap().stage != stage {
-            assert!(world.deliver_any());
+            let gate = world.in_flight.keys().find(|(_, lane)| *lane == Lane::Gate).cloned();
+            assert!(match gate {
+                Some((vm, lane)) => world.deliver(&vm, lane, Fate::Works),
+                None => world.deliver_any(),
+            });
         }
         world.kill(&name("b"));
         world.run_until_settled();
@@ -391,4 +397,24 @@ fn a_recall_does_not_depend_on_the_borrowers_consent() {
     assert_eq!(report.verdict, Verdict::Complete);
     assert_eq!(report.legs[0].remarks, [Remark::DonorRefused("exclusive".into())]);
     assert_eq!(world.vms[&name("b")].open, cpus("4-7"));
+}
+
+#[test]
+fn a_recipient_is_told_while_its_gates_open() {
+    let mut world = pair();
+    let id = world.ask(lend("a", "b", of_cpus("3"))).unwrap();
+    let lane = |lane| (name("b"), lane);
+    while !world.in_flight.contains_key(&lane(Lane::Gate)) {
+        assert!(world.deliver_any());
+    }
+    let told = ActionKind::AgentApply { cpus: cpus("3-7") };
+    assert_eq!(world.in_flight[&lane(Lane::Agent)][0].kind, told);
+    // It answers at once; the gate does not open, so it is told to leave until it does.
+    world.deliver(&name("b"), Lane::Agent, Fate::Works);
+    world.deliver(&name("b"), Lane::Gate, Fate::Fails);
+    assert_eq!(world.report(id).legs[0].stages.last().unwrap().stage, Stage::Open);
+    assert_eq!(world.in_flight[&lane(Lane::Agent)][0].kind, ActionKind::AgentApply { cpus: cpus("4-7") });
+    world.run_until_settled();
+    assert_eq!(world.report(id).verdict, Verdict::Complete);
+    assert_eq!(world.vms[&name("b")].using, Some(cpus("3-7")));
 }

@@ -42,6 +42,8 @@ pub(super) enum Executor {
 pub(super) struct RealVm {
     pub(super) boot: BTreeMap<NodeId, Bytes>,
     pub(super) open: CpuSet,
+    /// Where it runs on behind a soft gate.
+    pub(super) runs_on: CpuSet,
     pub(super) plugged: BTreeMap<NodeId, PluggedMemory>,
     /// The agent runs and is reachable.
     pub(super) agent: bool,
@@ -125,6 +127,13 @@ pub(super) fn of_memory(node: u32, n: u64) -> Demand {
     Demand { cores: None, memory: Some(MemoryDemand::PerNode(on(node, n))) }
 }
 
+impl RealVm {
+    /// What a look at the host finds.
+    pub(super) fn seen(&self) -> VmSeen {
+        VmSeen { open: self.open.clone(), runs_on: self.runs_on.clone(), plugged: self.plugged.clone() }
+    }
+}
+
 impl World {
     /// A host with VMs that run, connected and settled.
     pub(super) fn with(host: Host, specs: Vec<VmSpec>) -> Self {
@@ -157,9 +166,12 @@ impl World {
         let spec = &self.specs[name];
         let open = self.engine.ledger().vm(name).cpus.clone();
         let plugged: BTreeMap<_, _> = spec.devices.keys().map(|node| (*node, PluggedMemory::default())).collect();
-        let seen = VmSeen { open: open.clone(), plugged: plugged.clone() };
+        let seen = VmSeen { open: open.clone(), plugged: plugged.clone(), ..VmSeen::default() };
         let boot = spec.boot.clone();
-        self.vms.insert(name.clone(), RealVm { boot, open, plugged, agent: false, newest: 0, using: None });
+        self.vms.insert(
+            name.clone(),
+            RealVm { boot, open, runs_on: CpuSet::new(), plugged, agent: false, newest: 0, using: None },
+        );
         self.tell(Event::VmStarted { vm: name.clone(), seen });
     }
 
@@ -228,8 +240,7 @@ impl World {
     /// The daemon dies and comes back, with its journal or without.
     pub(super) fn crash(&mut self, keep_journal: bool) {
         let found = |(name, vm): (&VmName, &RealVm)| {
-            let seen = VmSeen { open: vm.open.clone(), plugged: vm.plugged.clone() };
-            (name.clone(), VmFound { spec: self.specs[name].clone(), seen })
+            (name.clone(), VmFound { spec: self.specs[name].clone(), seen: vm.seen() })
         };
         let found = self.vms.iter().map(found).collect();
         let journal = keep_journal.then(|| written_and_read(self.engine.state()));
@@ -296,18 +307,21 @@ impl World {
                 Outcome::Memory(PluggedMemory { size, ..*plugged })
             }
             ActionKind::PollSize { node } => Outcome::Memory(vm.plugged[node]),
-            ActionKind::VerifyIdle { cpus, .. } => {
-                Outcome::Watched { busy: if refused { cpus.clone() } else { CpuSet::new() } }
-            }
-            ActionKind::CloseGate { cpus, .. } => {
+            ActionKind::CloseGate { cpus, grip, .. } => {
+                let busy = if refused { cpus.clone() } else { CpuSet::new() };
                 if executor != Executor::ClosesNothing {
                     vm.open = vm.open.difference(cpus);
+                    vm.runs_on = vm.runs_on.difference(cpus);
+                    if *grip == Grip::Soft {
+                        vm.runs_on = vm.runs_on.union(&busy);
+                    }
                 }
-                Outcome::GateSet
+                Outcome::GateClosed { busy }
             }
             ActionKind::OpenGate { cpus } => {
                 vm.open = vm.open.union(cpus);
-                Outcome::GateSet
+                vm.runs_on = vm.runs_on.difference(cpus);
+                Outcome::GateOpened
             }
         }
     }
@@ -356,11 +370,7 @@ impl World {
     /// I1, I2, I5 against reality, the ledger by itself, I4, and that the engine noticed no defect of its own.
     pub(super) fn violations(&self) -> Vec<Violation> {
         let host = self.engine.host();
-        let seen: Vec<(&VmSpec, VmSeen)> = self
-            .vms
-            .iter()
-            .map(|(name, vm)| (&self.specs[name], VmSeen { open: vm.open.clone(), plugged: vm.plugged.clone() }))
-            .collect();
+        let seen: Vec<(&VmSpec, VmSeen)> = self.vms.iter().map(|(name, vm)| (&self.specs[name], vm.seen())).collect();
         let mut violations = check_ledger(host, self.engine.ledger());
         violations.extend(check_against_reality(host, self.engine.ledger(), seen.iter().map(|(s, v)| (*s, v))));
         violations.extend(self.engine.check_deadlines(self.now));

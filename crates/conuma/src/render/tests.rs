@@ -175,7 +175,7 @@ fn moving() -> Transfer {
     let cores = leg(
         cores,
         Resources::default(),
-        &[(Stage::Quiesce, Some(640)), (Stage::Verify, Some(1_100)), (Stage::Close, Some(90)), (Stage::Open, None)],
+        &[(Stage::Quiesce, Some(640)), (Stage::Close, Some(1_190)), (Stage::Open, None)],
     );
     let memory = leg(memory, Resources::default(), &[(Stage::Prepare, Some(30_000)), (Stage::Shrink, None)]);
     Transfer {
@@ -200,8 +200,7 @@ fn ended() -> Transfer {
         all,
         &[
             (Stage::Quiesce, Some(640)),
-            (Stage::Verify, Some(1_100)),
-            (Stage::Close, Some(90)),
+            (Stage::Close, Some(1_190)),
             (Stage::Open, Some(80)),
             (Stage::Enable, Some(2_500)),
             (Stage::Done, Some(0)),

@@ -113,7 +113,7 @@ const PHASES: [(Phase, &str); 3] = [(Phase::Take, "take"), (Phase::Verify, "veri
 fn phase(stage: Stage) -> Option<Phase> {
     match stage {
         Stage::Quiesce | Stage::Prepare | Stage::Shrink => Some(Phase::Take),
-        Stage::Verify | Stage::Close | Stage::Settle => Some(Phase::Verify),
+        Stage::Close | Stage::Force | Stage::Settle => Some(Phase::Verify),
         Stage::Open | Stage::Enable | Stage::Grow | Stage::Confirm => Some(Phase::Give),
         Stage::Return | Stage::Done | Stage::Unknown => None,
     }

@@ -12,14 +12,12 @@ use conuma_hypervisor::HypervisorError;
 use conuma_hypervisor::gate::{Gate, Grip};
 use conuma_topology::{CpuSet, VcpuId};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::brake::Brake;
+use super::watch::Watch;
 use super::{Fence, Tools, chain, failure};
 use crate::wire::gate_state;
-
-/// A vCPU that ran for more than this part of the window was not idle; less is a stray interrupt.
-const BUSY_PART: u32 = 4;
 
 pub(super) async fn run(tools: Arc<Tools>, mut actions: mpsc::Receiver<Action>) {
     let mut lane =
@@ -69,21 +67,17 @@ impl GateLane {
 
     async fn turn(&mut self, action: &Action) -> Outcome {
         let done = match &action.kind {
-            ActionKind::VerifyIdle { cpus, window } => return self.verify(cpus, *window).await,
-            ActionKind::CloseGate { cpus, grip } => {
+            ActionKind::CloseGate { cpus, grip, watch } => {
                 let grip = match grip {
                     balancing::Grip::Soft => Grip::SOFT,
                     balancing::Grip::Firm => Grip::FIRM,
                 };
-                self.set(cpus, Gate::Closed(grip)).await
+                self.close(cpus, grip, *watch).await.map(|busy| Outcome::GateClosed { busy })
             }
-            ActionKind::OpenGate { cpus } => self.set(cpus, Gate::Open).await,
+            ActionKind::OpenGate { cpus } => self.set(cpus, Gate::Open).await.map(|()| Outcome::GateOpened),
             other => return Outcome::Failed(Failure::Refused(format!("{other:?} is not for a gate"))),
         };
-        match done {
-            Ok(()) => Outcome::GateSet,
-            Err(error) => Outcome::Failed(failure(&error)),
-        }
+        done.unwrap_or_else(|error| Outcome::Failed(failure(&error)))
     }
 
     async fn set(&mut self, cpus: &CpuSet, gate: Gate) -> Result<(), HypervisorError> {
@@ -98,24 +92,17 @@ impl GateLane {
         Ok(())
     }
 
-    async fn verify(&self, cpus: &CpuSet, window: Duration) -> Outcome {
-        let vcpus: Vec<VcpuId> = self.tools.plan.replica.vcpus_on(cpus).iter().collect();
-        let watch = async {
-            let before = self.tools.vm.run_times(&vcpus).await?;
-            sleep(window).await;
-            let after = self.tools.vm.run_times(&vcpus).await?;
-            Ok((before, after))
-        };
-        match watch.await {
-            Ok((before, after)) => {
-                let ran = |vcpu: &VcpuId| {
-                    after.get(vcpu).zip(before.get(vcpu)).map(|(after, before)| after.saturating_sub(*before))
-                };
-                let busy = vcpus.iter().filter(|vcpu| ran(vcpu).is_none_or(|ran| ran > window / BUSY_PART));
-                Outcome::Watched { busy: self.tools.plan.replica.cpus_of(&busy.copied().collect()) }
-            }
-            Err(error) => Outcome::Failed(failure(&error)),
+    /// Closes gates and gives the CPUs on which the guest runs on. It is watched from before the first gate closes,
+    /// for `watch` at the least.
+    async fn close(&mut self, cpus: &CpuSet, grip: Grip, watch: Duration) -> Result<CpuSet, HypervisorError> {
+        if watch.is_zero() {
+            return self.set(cpus, Gate::Closed(grip)).await.map(|()| CpuSet::new());
         }
+        let tools = self.tools.clone();
+        let vcpus = tools.plan.replica.vcpus_on(cpus).iter().collect();
+        let watched = Watch::begin(tools.vm.as_ref(), vcpus).await?;
+        self.set(cpus, Gate::Closed(grip)).await?;
+        watched.end(tools.vm.as_ref(), &tools.plan, watch).await
     }
 
     /// Looks at gated vCPUs and new threads.

@@ -7,6 +7,7 @@ mod brake;
 mod excuse;
 mod gate;
 mod memory;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -28,6 +29,7 @@ use crate::core::CoreHandle;
 
 pub use excuse::Excuses;
 pub(crate) use memory::plugged;
+pub(crate) use watch::Watch;
 
 /// Actions that wait in a lane; the engine has one or two under way per knob.
 const QUEUE: usize = 256;

@@ -13,9 +13,10 @@ use anyhow::Context as _;
 use conuma_api::{Code, EventKind, Problem, StartPlan, VmDetail};
 use conuma_balancing::{Event, Resources, VmFound};
 use conuma_binding::{BindingPlan, PlanError, PlanOptions, VmSpec};
+use conuma_hypervisor::gate::Gate;
 use conuma_hypervisor::qemu::command_line;
 use conuma_hypervisor::{Hypervisor, HypervisorError, RunState, Vm};
-use conuma_topology::VmName;
+use conuma_topology::{CpuSet, VcpuId, VmName};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep};
 
@@ -23,7 +24,7 @@ use super::files::VmFiles;
 use super::spec::engine_spec;
 use super::supervise::warn_if_halted;
 use super::{Entry, Phase, Room, Running, observe};
-use crate::actuator::{Actuator, Baseline, Excuses, Tools, chain};
+use crate::actuator::{Actuator, Baseline, Excuses, Tools, Watch, chain};
 use crate::agent::AgentLink;
 use crate::config::Settings;
 use crate::wire::{refusal, resources};
@@ -309,7 +310,7 @@ pub(crate) async fn find(hypervisor: &dyn Hypervisor, settings: &Settings) -> an
             format!("VM {name} may run, but is not known (end its QEMU and remove {} if not)", files.dir().display())
         })?;
         let Some(kept) = kept else { continue };
-        let attached = attach(hypervisor, &kept.plan, settings.step).await;
+        let attached = attach(hypervisor, &kept.plan, settings).await;
         let attached = attached.with_context(|| format!("VM {name} runs, but cannot be reached (end its QEMU?)"))?;
         match attached {
             Some((vm, seen)) => {
@@ -330,14 +331,15 @@ pub(crate) async fn find(hypervisor: &dyn Hypervisor, settings: &Settings) -> an
 async fn attach(
     hypervisor: &dyn Hypervisor,
     plan: &BindingPlan,
-    budget: Duration,
+    settings: &Settings,
 ) -> Result<Option<(Arc<dyn Vm>, conuma_balancing::VmSeen)>, HypervisorError> {
-    let until = Instant::now() + budget;
+    let until = Instant::now() + settings.step;
     loop {
         let attempt = async {
             match hypervisor.attach(plan).await? {
                 Some(vm) => {
-                    let seen = observe(vm.as_ref(), plan).await?;
+                    let mut seen = observe(vm.as_ref(), plan).await?;
+                    seen.runs_on = behind_gates(vm.as_ref(), plan, settings.timing.idle_window).await?;
                     Ok(Some((vm, seen)))
                 }
                 None => Ok(None),
@@ -351,6 +353,16 @@ async fn attach(
             result => return result,
         }
     }
+}
+
+/// Where the guest runs although its gate is closed: an earlier daemon had just closed it softly.
+async fn behind_gates(vm: &dyn Vm, plan: &BindingPlan, window: Duration) -> Result<CpuSet, HypervisorError> {
+    let gates = vm.gates().await?;
+    let closed: Vec<VcpuId> = gates.into_iter().filter(|(_, gate)| *gate != Gate::Open).map(|(vcpu, _)| vcpu).collect();
+    if closed.is_empty() {
+        return Ok(CpuSet::new());
+    }
+    Watch::begin(vm, closed).await?.end(vm, plan, window).await
 }
 
 pub(super) fn stopping(_: crate::core::Stopped) -> Problem {

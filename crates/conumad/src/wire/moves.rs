@@ -182,8 +182,8 @@ fn remark(of: &Remark, planned: &Move) -> api::Remark {
 fn stage(of: Stage) -> api::Stage {
     match of {
         Stage::Quiesce => api::Stage::Quiesce,
-        Stage::Verify => api::Stage::Verify,
         Stage::Close => api::Stage::Close,
+        Stage::Force => api::Stage::Force,
         Stage::Open => api::Stage::Open,
         Stage::Enable => api::Stage::Enable,
         Stage::Prepare => api::Stage::Prepare,

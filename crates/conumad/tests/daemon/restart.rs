@@ -110,6 +110,23 @@ async fn what_is_due_at_a_restart_is_done_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_runs_behind_a_gate_that_was_being_closed_keeps_its_cpu() {
+    for busy in [true, false] {
+        let mut host = Host::boot().await;
+        let _guests = host.two_vms().await;
+        host.stop_daemon().await;
+        let a = host.fake("a");
+        a.set_gate(VcpuId(1), Gate::Closed(Grip::SOFT)).await.unwrap();
+        a.set_faults(Faults { busy: busy.then_some(VcpuId(1)).into_iter().collect(), ..Faults::default() });
+        std::fs::remove_file(host.state_file("journal.json")).unwrap();
+        host.start_daemon().await;
+        assert_eq!(host.cpus_of("a").await, if busy { "0-3" } else { "0,2-3" });
+        host.gate("a", 1, if busy { GateState::Open } else { GateState::Soft }).await;
+        host.check().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_that_stops_while_a_vm_does_not_end_leaves_it_to_the_next() {
     let mut host = Host::boot().await;
     host.hypervisor.fault_next_start(Faults { silent: true, immortal: true, ..Faults::default() });

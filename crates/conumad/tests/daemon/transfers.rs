@@ -8,7 +8,7 @@ use conuma_hypervisor::fake::Faults;
 use conuma_hypervisor::gate::{Gate, Grip};
 use conuma_topology::{Bytes, NodeId, VcpuId};
 
-use crate::harness::{Host, cores, cpus, lend, memory, name, recall, set, vm_file};
+use crate::harness::{Host, cores, cpus, lend, memory, name, problem, recall, set, vm_file};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn lent_cores_change_guests_gates_and_ledger_and_come_back() {
@@ -24,7 +24,7 @@ async fn lent_cores_change_guests_gates_and_ledger_and_come_back() {
     assert_eq!(gates(host.vm("a").await.vcpus), [0, 1]);
     assert_eq!(gates(host.vm("b").await.vcpus), [2, 3, 4, 5]);
     let stages: Vec<Stage> = lent.legs[0].stages.iter().map(|time| time.stage).collect();
-    assert!(stages.starts_with(&[Stage::Quiesce, Stage::Verify, Stage::Close, Stage::Open]), "{stages:?}");
+    assert!(stages.starts_with(&[Stage::Quiesce, Stage::Close, Stage::Open]), "{stages:?}");
     host.check().await;
 
     let back = host.transfer(recall("a")).await;
@@ -145,22 +145,18 @@ async fn the_gate_takes_cores_from_a_guest_that_does_not_answer() {
 async fn a_gated_vcpu_that_keeps_running_is_braked_step_by_step() {
     let host = Host::boot().await;
     let _guests = host.two_vms().await;
-    let mut events = host.client.events(Some(&name("a"))).await.unwrap();
+    let mut events = host.client.events(Some(&name("a")), &["gate-changed"]).await.unwrap();
     host.fake("a").set_faults(Faults { busy: [VcpuId(7)].into(), ..Faults::default() });
-    loop {
-        let event = events.next().await.unwrap().expect("the daemon runs");
-        if let EventKind::GateChanged { cpu, gate, .. } = event.what {
-            assert_eq!((cpu.0, gate), (7, GateState::Firm));
-            break;
-        }
-    }
+    let event = events.next().await.unwrap().expect("the daemon runs");
+    let EventKind::GateChanged { cpu, gate, .. } = event.what else { panic!("{event:?}") };
+    assert_eq!((cpu.0, gate), (7, GateState::Firm));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn events_tell_a_transfer_from_its_beginning_to_its_end() {
     let host = Host::boot().await;
     let _guests = host.two_vms().await;
-    let mut events = host.client.events(None).await.unwrap();
+    let mut events = host.client.events(None, &[]).await.unwrap();
     let id = host.client.transfer(lend("a", "b", memory(0, 64))).await.unwrap().id;
     let mut kinds = Vec::new();
     let mut last = 0;
@@ -178,6 +174,14 @@ async fn events_tell_a_transfer_from_its_beginning_to_its_end() {
     }
     assert_eq!(kinds.first(), Some(&"transfer-began"));
     assert!(kinds.iter().filter(|kind| **kind == "transfer-stage").count() >= 2, "{kinds:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kind_of_events_that_is_not_is_refused_with_those_that_are() {
+    let host = Host::boot().await;
+    let (code, message) = problem(host.client.events(None, &["transfer-over"]).await.expect_err("no such kind"));
+    assert_eq!(code, Code::BadRequest);
+    assert!(message.contains("transfer-over") && message.contains("transfer-ended"), "{message}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
