@@ -94,10 +94,17 @@ impl Stage {
         }
     }
 
-    /// Whether host and guests have run without a fault of the emulator: the host lives, and no guest was reset, which no trial
-    /// does.
+    /// Whether host and guests have run without a fault of the emulator: the host lives, no guest was reset, which no trial
+    /// does, and none has lost the timer of a vCPU that no gate holds back.
     pub fn is_sound(&self) -> bool {
-        self.lab.is_alive() && self.lab.sh("! grep -q 'guest was reset' /run/conumad.log").is_ok()
+        let lost_timer = format!(
+            "for console in /run/*.console; do vm=$(basename $console .console); \
+             for cpu in $(sed -n 's/.*Possible timer handling issue on cpu=\\([0-9]*\\).*/\\1/p' $console); do \
+             [ \"$(cat {CGROUPS}/$vm/vcpu$cpu/cpu.idle)\" = 0 ] && exit 1; done; done; exit 0"
+        );
+        self.lab.is_alive()
+            && self.lab.sh("! grep -q 'guest was reset' /run/conumad.log").is_ok()
+            && self.lab.sh(&lost_timer).is_ok()
     }
 
     /// Starts the daemon and waits until it answers.
