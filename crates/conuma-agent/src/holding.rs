@@ -251,10 +251,11 @@ impl Holder {
         if !self.keeps_own_affinity {
             tasks::restore_own_affinities(&*kernel, &self.state.own_affinities);
         }
-        let left = match depth {
-            Depth::Verify => Vec::new(),
-            Depth::Light => self.threads.confine(&*kernel, target, &mut self.state.kernel_threads, Look::Quick),
-            Depth::Everything => self.threads.confine(&*kernel, target, &mut self.state.kernel_threads, Look::Full),
+        let left = if depth == Depth::Verify {
+            Vec::new()
+        } else {
+            let look = if depth == Depth::Everything { Look::Full } else { Look::Quick };
+            self.threads.confine(&*kernel, target, &mut self.state.kernel_threads, look)
         };
         clock.lap(Stage::Tasks);
         Ok(left)

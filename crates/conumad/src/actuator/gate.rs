@@ -99,10 +99,9 @@ impl GateLane {
             return self.set(cpus, Gate::Closed(grip)).await.map(|()| CpuSet::new());
         }
         let tools = self.tools.clone();
-        let vcpus = tools.plan.replica.vcpus_on(cpus).iter().collect();
-        let watched = Watch::begin(tools.vm.as_ref(), vcpus).await?;
+        let watched = Watch::begin(tools.vm.as_ref(), &tools.plan, cpus).await?;
         self.set(cpus, Gate::Closed(grip)).await?;
-        watched.end(tools.vm.as_ref(), &tools.plan, watch).await
+        watched.end(watch).await
     }
 
     /// Looks at gated vCPUs and new threads.

@@ -13,10 +13,9 @@ use anyhow::Context as _;
 use conuma_api::{Code, EventKind, Problem, StartPlan, VmDetail};
 use conuma_balancing::{Event, Resources, VmFound};
 use conuma_binding::{BindingPlan, PlanError, PlanOptions, VmSpec};
-use conuma_hypervisor::gate::Gate;
 use conuma_hypervisor::qemu::command_line;
 use conuma_hypervisor::{Hypervisor, HypervisorError, RunState, Vm};
-use conuma_topology::{CpuSet, VcpuId, VmName};
+use conuma_topology::VmName;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep};
 
@@ -339,7 +338,10 @@ async fn attach(
             match hypervisor.attach(plan).await? {
                 Some(vm) => {
                     let mut seen = observe(vm.as_ref(), plan).await?;
-                    seen.runs_on = behind_gates(vm.as_ref(), plan, settings.timing.idle_window).await?;
+                    // An earlier daemon may just have closed a gate softly: then the guest can still run behind it.
+                    let closed = plan.replica.cpus().difference(&seen.open);
+                    let watch = Watch::begin(vm.as_ref(), plan, &closed).await?;
+                    seen.runs_on = watch.end(settings.timing.idle_window).await?;
                     Ok(Some((vm, seen)))
                 }
                 None => Ok(None),
@@ -353,16 +355,6 @@ async fn attach(
             result => return result,
         }
     }
-}
-
-/// Where the guest runs although its gate is closed: an earlier daemon had just closed it softly.
-async fn behind_gates(vm: &dyn Vm, plan: &BindingPlan, window: Duration) -> Result<CpuSet, HypervisorError> {
-    let gates = vm.gates().await?;
-    let closed: Vec<VcpuId> = gates.into_iter().filter(|(_, gate)| *gate != Gate::Open).map(|(vcpu, _)| vcpu).collect();
-    if closed.is_empty() {
-        return Ok(CpuSet::new());
-    }
-    Watch::begin(vm, closed).await?.end(vm, plan, window).await
 }
 
 pub(super) fn stopping(_: crate::core::Stopped) -> Problem {
