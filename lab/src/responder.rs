@@ -3,25 +3,24 @@
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
+use rustix::event::epoll;
 
 use crate::wire::{Ask, Say};
-
-/// How often to look whether somebody is at the other end; the port has no other way to tell.
-const IDLE_LOOK: Duration = Duration::from_millis(200);
 
 /// Serves the port with this name for ever.
 pub fn serve(name: &str) -> Result<()> {
     let path = find_port(name)?;
     let open = || OpenOptions::new().read(true).write(true).open(&path);
     let port = open().with_context(|| format!("opening {}", path.display()))?;
+    let changes = Changes::of(&port)?;
     let answers = Answers { port: Arc::new(Mutex::new(port.try_clone()?)) };
     let running: Children = Children::default();
     let mut lines = BufReader::new(port);
@@ -30,12 +29,34 @@ pub fn serve(name: &str) -> Result<()> {
         line.clear();
         match lines.read_line(&mut line) {
             // Nobody is connected: the port reads as ended.
-            Ok(0) | Err(_) => thread::sleep(IDLE_LOOK),
+            Ok(0) | Err(_) => changes.wait()?,
             Ok(_) => match serde_json::from_str(&line) {
                 Ok(ask) => handle(ask, &answers, &running),
                 // The rest of a line whose beginning went to nobody.
                 Err(error) => drop(writeln!(std::io::stderr(), "conuma-lab-init: {error}: {line}")),
             },
+        }
+    }
+}
+
+/// Wakes when something happens at a port: only then may somebody have come. Looking again and again instead would keep a
+/// guest from ever being at rest.
+struct Changes(OwnedFd);
+
+impl Changes {
+    fn of(port: &File) -> Result<Self> {
+        let changes = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        // By edges: that nobody is there is a state that would be told for ever.
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&changes, port, epoll::EventData::new_u64(0), flags).context("watching the port")?;
+        Ok(Self(changes))
+    }
+
+    fn wait(&self) -> Result<()> {
+        let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }];
+        match epoll::wait(&self.0, &mut events, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(error).context("waiting for the port"),
         }
     }
 }
