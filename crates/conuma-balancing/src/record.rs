@@ -1,11 +1,13 @@
 //! What of the engine's state the journal keeps: what a recovery reads, and no more.
 //!
-//! How gates and sizes stood, and which answers were waited for, is left out: a recovery looks at the host for
-//! that. So a size that is looked at twenty times is not written twenty times.
+//! How gates and sizes stood, how far a move is, and which answers were waited for, is left out: a recovery looks at the
+//! host for that. So a size that is looked at twenty times is not written twenty times, and a move of cores is written when
+//! it begins, when it changes hands and when it ends.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
-use conuma_topology::VmName;
+use conuma_topology::{CpuSet, VmName};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::control::Vm;
@@ -13,6 +15,7 @@ use crate::engine::State;
 use crate::host::Host;
 use crate::ledger::{Ledger, TransferId};
 use crate::loans::Loans;
+use crate::report::Stage;
 use crate::transfer::Transfer;
 use crate::vm::VmSpec;
 
@@ -25,7 +28,7 @@ struct Written<'a> {
     ledger: &'a Ledger,
     loans: &'a Loans,
     vms: BTreeMap<&'a VmName, &'a VmSpec>,
-    transfers: &'a BTreeMap<TransferId, Transfer>,
+    transfers: BTreeMap<TransferId, Transfer>,
     next_action: u64,
     next_transfer: u64,
 }
@@ -41,6 +44,21 @@ struct Read {
     next_transfer: u64,
 }
 
+/// A transfer without what a recovery does not ask for.
+fn lasting(transfer: &Transfer) -> Transfer {
+    let mut transfer = transfer.clone();
+    for leg in transfer.legs.iter_mut().filter(|leg| leg.stage != Stage::Done) {
+        // Of stages it matters only whether it was the last.
+        leg.stage = Stage::Quiesce;
+        leg.report.stages.clear();
+        leg.until = Duration::MAX;
+        leg.room_asked = false;
+        leg.asked = None;
+        leg.answer = None;
+    }
+    transfer
+}
+
 impl Serialize for State {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         Written {
@@ -48,7 +66,7 @@ impl Serialize for State {
             ledger: &self.ledger,
             loans: &self.loans,
             vms: self.vms.iter().map(|(name, vm)| (name, &vm.spec)).collect(),
-            transfers: &self.transfers,
+            transfers: self.transfers.iter().map(|(id, transfer)| (*id, lasting(transfer))).collect(),
             next_action: self.next_action.checked_next_multiple_of(AHEAD).unwrap_or(u64::MAX),
             next_transfer: self.next_transfer,
         }
@@ -60,7 +78,7 @@ impl<'de> Deserialize<'de> for State {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let Read { host, ledger, loans, vms, transfers, next_action, next_transfer } = Read::deserialize(deserializer)?;
         let vms = vms.into_iter().map(|(name, spec)| (name, Vm::starting(spec))).collect();
-        let (ended, pending) = (VecDeque::new(), BTreeMap::new());
-        Ok(Self { host, ledger, loans, vms, transfers, ended, pending, next_action, next_transfer })
+        let (offline, ended, pending) = (CpuSet::new(), VecDeque::new(), BTreeMap::new());
+        Ok(Self { host, ledger, loans, vms, offline, transfers, ended, pending, next_action, next_transfer })
     }
 }

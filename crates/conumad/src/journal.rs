@@ -1,16 +1,18 @@
 //! The journal: what the engine knew, on disk before it is acted on.
 //!
-//! Two files of JSON below the state directory, each of them replaced as a whole by a rename, so that a daemon that is
-//! killed leaves the old or the new one: `journal.json`, the state, written at each step that changes it, and
-//! `history.json`, the transfers that have ended.
+//! Two files below the state directory. `journal.json` is the state, a line of JSON for each step that changed it: the last
+//! whole line counts. A step costs one write at the end of an open file, as it is in the path of every transfer; when the
+//! file has grown long it is begun anew. `history.json` holds the transfers that have ended, and is replaced as a whole. A
+//! daemon that is killed while it writes leaves a line without an end, or an old file: what it had not written it had not
+//! done.
 //!
 //! They must survive the daemon, not the host: when the host goes down every VM goes with it, and a journal of VMs
-//! that are no more is worth nothing. So a write goes to the page cache and is not synced, since it is in the path of
-//! every transfer, and a journal names the boot it belongs to: one of another boot is moved aside unread. So is one
-//! that cannot be read, with a warning; what is lost then are loans and transfers under way, while who holds what is
-//! found again on the host itself.
+//! that are no more is worth nothing. So a write goes to the page cache and is not synced, and a journal names the boot it
+//! belongs to: one of another boot is moved aside unread. So is one that cannot be read, with a warning; what is lost then
+//! are loans and transfers under way, while who holds what is found again on the host itself.
 
-use std::io::ErrorKind;
+use std::fs::File;
+use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -18,9 +20,11 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// Changes when a file of an older daemon would be misunderstood.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const STATE: &str = "journal.json";
 const HISTORY: &str = "history.json";
+/// The journal is begun anew when it has this many bytes, or this many times its last line.
+const LONG: (u64, u64) = (1 << 20, 16);
 
 /// An open journal.
 #[derive(Debug)]
@@ -28,9 +32,17 @@ pub struct Journal {
     dir: PathBuf,
     boot: String,
     last: Vec<u8>,
+    log: Option<Log>,
 }
 
-/// What a file holds.
+/// The file that lines are added to.
+#[derive(Debug)]
+struct Log {
+    file: File,
+    bytes: u64,
+}
+
+/// What a file, or a line of it, holds.
 #[derive(Serialize, Deserialize)]
 struct Page<B, C> {
     format: u32,
@@ -46,7 +58,7 @@ impl Journal {
         S: DeserializeOwned,
         H: DeserializeOwned,
     {
-        let this = Self { dir: dir.to_owned(), boot: boot.to_owned(), last: Vec::new() };
+        let this = Self { dir: dir.to_owned(), boot: boot.to_owned(), last: Vec::new(), log: None };
         let state = this.load(STATE, "loans and transfers are forgotten, holdings are read from the host")?;
         let history = this.load(HISTORY, "transfers that have ended are forgotten")?;
         if state.is_none() && history.is_some() {
@@ -60,10 +72,10 @@ impl Journal {
     /// Writes `state`, unless it is what was written last, and `history` before it where there is a new one: a transfer
     /// that ends is never in neither.
     pub fn write<S: Serialize, H: Serialize>(&mut self, state: &S, history: Option<&H>) -> anyhow::Result<()> {
-        let told = history.map_or(Ok(()), |history| self.replace(HISTORY, &self.page(history)?));
+        let told = history.map_or(Ok(()), |history| self.replace(HISTORY, &self.page(history)?).map(drop));
         let page = self.page(state)?;
         if page != self.last {
-            self.replace(STATE, &page)?;
+            self.add(&page)?;
             self.last = page;
         }
         // A state is worth more than what is only shown to people.
@@ -72,21 +84,43 @@ impl Journal {
 
     fn page<C: Serialize>(&self, content: &C) -> anyhow::Result<Vec<u8>> {
         let page = Page { format: FORMAT, boot: self.boot.as_str(), content };
-        serde_json::to_vec(&page).context("it cannot be written as JSON")
+        let mut line = serde_json::to_vec(&page).context("it cannot be written as JSON")?;
+        line.push(b'\n');
+        Ok(line)
     }
 
-    fn replace(&self, name: &str, page: &[u8]) -> anyhow::Result<()> {
+    /// Adds a line to the log; if that fails, the next goes to a new one.
+    fn add(&mut self, line: &[u8]) -> anyhow::Result<()> {
+        let length = line.len() as u64;
+        if let Some(mut log) = self.log.take().filter(|log| log.bytes < LONG.0.max(LONG.1 * length)) {
+            if let Err(error) = log.file.write_all(line) {
+                // The rest of a line would not be taken for one; without it a person reads more easily.
+                let _ = log.file.set_len(log.bytes);
+                return Err(error).with_context(|| format!("cannot write {}", self.dir.join(STATE).display()));
+            }
+            self.log = Some(Log { bytes: log.bytes + length, ..log });
+            return Ok(());
+        }
+        let file = self.replace(STATE, line)?;
+        self.log = Some(Log { file, bytes: length });
+        Ok(())
+    }
+
+    /// Puts a file in the place of another; gives it, open at its end.
+    fn replace(&self, name: &str, page: &[u8]) -> anyhow::Result<File> {
         let path = self.dir.join(name);
         let new = path.with_extension("new");
-        std::fs::write(&new, page).with_context(|| format!("cannot write {}", new.display()))?;
-        std::fs::rename(&new, &path).with_context(|| format!("cannot replace {}", path.display()))
+        let written = File::create(&new).and_then(|mut file| file.write_all(page).map(|()| file));
+        let file = written.with_context(|| format!("cannot write {}", new.display()))?;
+        std::fs::rename(&new, &path).with_context(|| format!("cannot replace {}", path.display()))?;
+        Ok(file)
     }
 
     fn load<C: DeserializeOwned>(&self, name: &str, loss: &str) -> anyhow::Result<Option<C>> {
         let path = self.dir.join(name);
         let content = match std::fs::read(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            read => read.map_err(anyhow::Error::from).and_then(|page| self.content(&page)),
+            read => read.map_err(anyhow::Error::from).and_then(|text| self.content(last_line(&text))),
         };
         match content {
             Ok(content) => Ok(Some(content)),
@@ -117,6 +151,13 @@ impl Journal {
         }
         Ok(serde_json::from_slice::<Page<String, C>>(page).context("it cannot be read")?.content)
     }
+}
+
+/// The last line that has an end; where no line has one, the whole text.
+fn last_line(text: &[u8]) -> &[u8] {
+    let Some(end) = text.iter().rposition(|byte| *byte == b'\n') else { return text };
+    let begin = text[..end].iter().rposition(|byte| *byte == b'\n').map_or(0, |before| before + 1);
+    &text[begin..end]
 }
 
 #[cfg(test)]
@@ -155,12 +196,33 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let mut journal = open(dir.path(), "boot 1").0;
         journal.write(&vec![7_u32], NO_NEW).expect("writing");
-        let (before, path) = (dir.path().join("before"), dir.path().join(STATE));
-        std::fs::hard_link(&path, &before).expect("a second name");
         journal.write(&vec![8_u32], NO_NEW).expect("writing");
-        assert!(std::fs::read_to_string(&before).expect("reading").contains("[7]"), "written in place");
-        std::fs::write(path.with_extension("new"), "{\"format\":1,\"bo").expect("writing");
+        let path = dir.path().join(STATE);
+        let whole = std::fs::read(&path).expect("reading");
+        let second = whole.iter().position(|byte| *byte == b'\n').expect("a line") + 1;
+        for length in second..whole.len() {
+            std::fs::write(&path, &whole[..length]).expect("writing");
+            assert_eq!(kept(dir.path(), "boot 1"), (Some(vec![7]), None), "{length} bytes");
+        }
+        std::fs::write(&path, &whole).expect("writing");
+        std::fs::write(path.with_extension("new"), "{\"format\":2,\"bo").expect("writing");
         assert_eq!(kept(dir.path(), "boot 1"), (Some(vec![8]), None));
+    }
+
+    #[test]
+    fn a_long_journal_is_begun_anew_and_is_never_missing() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut journal = open(dir.path(), "boot 1").0;
+        let state = |round: u32| vec![round; 20_000];
+        let mut longest = 0;
+        for round in 100_000..100_100 {
+            journal.write(&state(round), NO_NEW).expect("writing");
+            longest = longest.max(std::fs::metadata(dir.path().join(STATE)).expect("a file").len());
+            if round % 10 == 0 {
+                assert_eq!(kept(dir.path(), "boot 1").0, Some(state(round)));
+            }
+        }
+        assert!(longest > 1 << 20 && longest < 4 << 20, "{longest} bytes");
     }
 
     #[test]
@@ -170,6 +232,7 @@ mod tests {
         let obstacle = dir.path().join("journal.new");
         std::fs::create_dir(&obstacle).expect("a directory in the way");
         assert!(journal.write(&vec![1_u32], NO_NEW).is_err());
+        assert_eq!(kept(dir.path(), "boot 1").0, None);
         std::fs::remove_dir(&obstacle).expect("removing it");
         journal.write(&vec![1_u32], NO_NEW).expect("writing");
         assert_eq!(kept(dir.path(), "boot 1").0, Some(vec![1]));
@@ -190,8 +253,8 @@ mod tests {
 
     #[test]
     fn an_unusable_journal_is_moved_aside_and_no_obstacle() {
-        let newer = r#"{"format":2,"boot":"boot 1","content":"of another kind"}"#;
-        for page in ["not JSON", "{\"format\":1,\"boot\":\"boot 1\",\"content\":[1,", newer] {
+        let older = r#"{"format":1,"boot":"boot 1","content":"of another kind"}"#;
+        for page in ["not JSON", "{\"format\":2,\"boot\":\"boot 1\",\"content\":[1,", older] {
             let dir = tempfile::tempdir().expect("a directory");
             let path = dir.path().join(STATE);
             std::fs::write(&path, page).expect("writing");
