@@ -233,6 +233,18 @@ pub enum Event {
         /// The VM.
         vm: VmName,
     },
+    /// These CPUs of the host, and no others, are offline.
+    HostCpus {
+        /// The CPUs.
+        offline: CpuSet,
+    },
+    /// The host has counted the pages of a VM.
+    MemoryAudited {
+        /// The VM.
+        vm: VmName,
+        /// Whether there are more on some node than it holds.
+        trespasses: bool,
+    },
     /// A guest's own word on its free memory: sizes the steps in which it grows.
     GuestMemory {
         /// The VM.

@@ -22,6 +22,8 @@ pub(crate) struct Vm {
     pub(crate) agent: bool,
     /// It left a request for memory unanswered: its memory neither shrinks nor grows.
     pub(crate) silent: bool,
+    /// It was found to use more memory than it holds: it is given none.
+    pub(crate) trespasses: bool,
     pub(crate) cores: CoreKnob,
     pub(crate) memory: BTreeMap<NodeId, MemoryKnob>,
     /// The guest's last word on its free memory, with what has moved since.
@@ -45,6 +47,8 @@ pub(crate) struct CoreKnob {
     pub(crate) surely_open: CpuSet,
     /// Gates that are being opened.
     pub(crate) opening: CpuSet,
+    /// CPUs that the host has lost: they are of no use to anyone.
+    pub(crate) offline: CpuSet,
     /// What the agent last put in force; `None` while that is not known.
     pub(crate) told: Option<Told>,
     /// Why the last attempt to tell the agent came to nothing.
@@ -97,11 +101,17 @@ impl Vm {
             life: Life::Starting,
             agent: false,
             silent: false,
+            trespasses: false,
             cores: CoreKnob::default(),
             memory: BTreeMap::new(),
             free: BTreeMap::new(),
             settled: false,
         }
+    }
+
+    /// Nobody in the guest is asked: the host alone enforces what it holds.
+    pub(crate) fn is_on_its_own(&self) -> bool {
+        self.spec.agentless && !self.agent
     }
 
     /// QEMU runs, and this is in force.
@@ -134,6 +144,7 @@ impl Default for CoreKnob {
             maybe_open: CpuSet::new(),
             surely_open: CpuSet::new(),
             opening: CpuSet::new(),
+            offline: CpuSet::new(),
             told: None,
             untold: None,
             gate: Attempt::default(),
@@ -146,12 +157,14 @@ impl CoreKnob {
     /// What the guest should use, if the ledger gives it `held`. It is told while gates are being opened: what it
     /// begins too early only waits for a moment.
     pub(crate) fn apply_goal(&self, held: &CpuSet) -> CpuSet {
-        held.difference(&self.leaving).intersection(&self.surely_open.union(&self.opening))
+        let usable = held.difference(&self.leaving).difference(&self.offline);
+        usable.intersection(&self.surely_open.union(&self.opening))
     }
 
-    /// Which gates should be open, if the ledger gives it `held`.
+    /// Which gates should be open, if the ledger gives it `held`. A vCPU whose CPU is offline would run elsewhere, on a CPU
+    /// of another VM.
     pub(crate) fn gate_goal(&self, held: &CpuSet) -> CpuSet {
-        held.difference(&self.closing)
+        held.difference(&self.closing).difference(&self.offline)
     }
 
     /// Asks the guest to leave `cpus`.

@@ -117,7 +117,8 @@ impl Engine {
 fn is_settled(vm: &Vm, held: &Resources) -> bool {
     let cores = &vm.cores;
     let gates = cores.gate_goal(&held.cpus);
-    let told = cores.told.as_ref().is_some_and(|told| told.cpus == cores.apply_goal(&held.cpus));
+    let goal = cores.apply_goal(&held.cpus);
+    let told = vm.is_on_its_own() || cores.told.as_ref().is_some_and(|told| told.cpus == goal);
     let sized = |(node, memory): (&NodeId, &crate::control::MemoryKnob)| {
         let goal = memory_goal(vm, *node, held.on(*node));
         memory.certain && memory.asked == goal && memory.seen.size == goal
@@ -142,9 +143,10 @@ fn gate_duty(vm: &Vm, held: &Resources, timing: &Timing, now: Duration) -> Optio
     let goal = cores.gate_goal(&held.cpus);
     let close = cores.maybe_open.difference(&goal);
     if !close.is_empty() {
-        let left = cores.grip == Grip::Soft && !close.is_disjoint(&cores.closing);
+        let grip = if close.is_disjoint(&cores.offline) { cores.grip } else { Grip::Firm };
+        let left = grip == Grip::Soft && !close.is_disjoint(&cores.closing);
         let watch = if left { timing.idle_window } else { Duration::ZERO };
-        return Some(ActionKind::CloseGate { cpus: close, grip: cores.grip, watch });
+        return Some(ActionKind::CloseGate { cpus: close, grip, watch });
     }
     let open = goal.difference(&cores.surely_open);
     (!open.is_empty()).then_some(ActionKind::OpenGate { cpus: open })

@@ -18,7 +18,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use conuma_topology::VmName;
+use conuma_topology::{CpuSet, VmName};
 
 use crate::action::{Action, ActionId, ActionKind, Event, Failure, Outcome};
 use crate::check::{Violation, check_ledger};
@@ -64,6 +64,8 @@ pub struct State {
     pub(crate) ledger: Ledger,
     pub(crate) loans: Loans,
     pub(crate) vms: BTreeMap<VmName, Vm>,
+    /// CPUs of the host that are offline now.
+    pub(crate) offline: CpuSet,
     pub(crate) transfers: BTreeMap<TransferId, Transfer>,
     pub(crate) ended: VecDeque<Report>,
     pub(crate) pending: BTreeMap<ActionId, Pending>,
@@ -92,6 +94,7 @@ impl State {
             host,
             loans: Loans::default(),
             vms: BTreeMap::new(),
+            offline: CpuSet::new(),
             transfers: BTreeMap::new(),
             ended: VecDeque::new(),
             pending: BTreeMap::new(),
@@ -178,6 +181,7 @@ impl Engine {
             Event::VmStarted { vm, seen } => {
                 if let Some(vm) = self.state.vms.get_mut(&vm) {
                     vm.started(&seen, now);
+                    vm.cores.offline = self.state.offline.clone();
                 }
             }
             Event::VmGone { vm } => self.vm_gone(&vm, now),
@@ -196,6 +200,14 @@ impl Engine {
                 }
             }
             Event::AgentLost { vm } => self.agent_gone(&vm, now, false),
+            Event::HostCpus { offline } => self.host_cpus(offline, now),
+            Event::MemoryAudited { vm: name, trespasses } => {
+                if let Some(vm) = self.state.vms.get_mut(&name)
+                    && std::mem::replace(&mut vm.trespasses, trespasses) != trespasses
+                {
+                    self.notices.push(Notice::Trespasses { vm: name, trespasses });
+                }
+            }
             Event::SizeChanged { vm } => {
                 let vm = self.state.vms.get_mut(&vm);
                 vm.into_iter().flat_map(|vm| vm.memory.values_mut()).for_each(|memory| memory.look(now));
@@ -275,6 +287,7 @@ impl Engine {
             open: vm.cores.maybe_open.clone(),
             plugged: vm.memory.iter().map(|(node, memory)| (*node, memory.seen)).collect(),
             lends_memory: !vm.silent,
+            takes_memory: !vm.silent && !vm.trespasses,
         })
     }
 
@@ -372,6 +385,8 @@ impl Engine {
             specs: state.vms.iter().map(|(name, vm)| (name.clone(), vm.spec.clone())).collect(),
             starting: named(&|vm| vm.life == Life::Starting),
             silent: named(&|vm| vm.silent),
+            trespassing: named(&|vm| vm.trespasses),
+            offline: &state.offline,
             held,
         }
     }
@@ -395,6 +410,20 @@ impl Engine {
         for id in ids {
             self.done(id, Outcome::Failed(Failure::TimedOut), now);
         }
+    }
+
+    /// CPUs of the host came or went.
+    fn host_cpus(&mut self, offline: CpuSet, now: Duration) {
+        if offline == self.state.offline {
+            return;
+        }
+        for vm in self.state.vms.values_mut() {
+            vm.cores.offline = offline.clone();
+            vm.cores.gate.not_before = now;
+            vm.cores.apply.not_before = now;
+        }
+        self.notices.push(Notice::HostCpus { offline: offline.clone() });
+        self.state.offline = offline;
     }
 
     /// What the agent was asked is lost with it.

@@ -251,6 +251,14 @@ pub enum Refusal {
     /// A VM that did not answer neither lends nor grows memory.
     #[error("{0} does not answer: its memory can neither shrink nor grow until its agent connects again")]
     Silent(VmName),
+    /// A VM that uses more memory than it holds is given none.
+    #[error(
+        "{0} uses more memory than it holds, and gets none until an audit finds that it does not; see `conuma check`"
+    )]
+    Trespasses(VmName),
+    /// CPUs that nobody can use now.
+    #[error("CPUs {0} of the host are offline")]
+    Offline(CpuSet),
     /// The VM is not running yet.
     #[error("{0} is still starting")]
     Starting(VmName),

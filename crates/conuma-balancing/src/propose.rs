@@ -18,6 +18,7 @@ use crate::host::Host;
 use crate::ledger::Holder;
 use crate::loans::Loans;
 use crate::plan::{CoreChoice, Move, Refusal, Request, TransferPlan};
+use crate::report::Reason;
 use crate::vm::VmSpec;
 
 pub(crate) use elsewhere::plan_elsewhere;
@@ -31,6 +32,10 @@ pub(crate) struct Books<'a> {
     pub(crate) starting: BTreeSet<VmName>,
     /// VMs whose memory can neither shrink nor grow.
     pub(crate) silent: BTreeSet<VmName>,
+    /// VMs that use more memory than they hold: they are given none.
+    pub(crate) trespassing: BTreeSet<VmName>,
+    /// CPUs of the host that nobody can use now.
+    pub(crate) offline: &'a CpuSet,
     /// What each holder has once everything under way has left its giver and reached its VM.
     pub(crate) held: BTreeMap<Holder, Resources>,
 }
@@ -100,6 +105,29 @@ pub(crate) fn plan_start(books: &mut Books, spec: &VmSpec) -> Result<TransferPla
     books.finish(draft.plan, &BTreeSet::new())
 }
 
+/// Why a VM's memory is left as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unfit {
+    Silent,
+    Trespasses,
+}
+
+impl Unfit {
+    fn refusal(self, vm: VmName) -> Refusal {
+        match self {
+            Self::Silent => Refusal::Silent(vm),
+            Self::Trespasses => Refusal::Trespasses(vm),
+        }
+    }
+
+    fn reason(self, vm: VmName) -> Reason {
+        match self {
+            Self::Silent => Reason::Unanswering(vm),
+            Self::Trespasses => Reason::Trespasses(vm),
+        }
+    }
+}
+
 impl Books<'_> {
     fn running(&self, vm: &VmName) -> Result<(), Refusal> {
         match self.specs.get(vm) {
@@ -111,16 +139,26 @@ impl Books<'_> {
 
     fn finish(&self, plan: TransferPlan, excused: &BTreeSet<VmName>) -> Result<TransferPlan, Refusal> {
         check_plan(self.host, &self.specs, &self.held, &plan, excused)?;
-        let holders =
-            plan.moves.iter().filter(|step| !step.what.memory.is_empty()).flat_map(|step| [&step.from, &step.to]);
-        for holder in holders {
-            if let Holder::Vm(vm) = holder
-                && self.silent.contains(vm)
-            {
-                return Err(Refusal::Silent(vm.clone()));
+        for step in plan.moves.iter().filter(|step| !step.what.memory.is_empty()) {
+            if let Some((vm, memory)) = self.unfit(&step.from, &step.to) {
+                return Err(memory.refusal(vm));
             }
         }
         Ok(plan)
+    }
+
+    /// Which of two VMs memory can neither leave nor reach now, and why.
+    fn unfit(&self, from: &Holder, to: &Holder) -> Option<(VmName, Unfit)> {
+        let silent = [from, to].into_iter().find_map(|holder| self.named(holder, &self.silent));
+        let trespasses = || Some((self.named(to, &self.trespassing)?, Unfit::Trespasses));
+        silent.map(|vm| (vm, Unfit::Silent)).or_else(trespasses)
+    }
+
+    fn named(&self, holder: &Holder, names: &BTreeSet<VmName>) -> Option<VmName> {
+        match holder {
+            Holder::Vm(vm) if names.contains(vm) => Some(vm.clone()),
+            _ => None,
+        }
     }
 
     fn spec(&self, holder: &Holder) -> Option<&VmSpec> {
@@ -178,6 +216,12 @@ impl Draft<'_> {
         self.has(holder).saturating_sub(&Resources { cpus: CpuSet::new(), memory: boot })
     }
 
+    /// What of it can be used now.
+    fn online(&self, what: Resources) -> Resources {
+        let offline = self.books.host.widened(self.books.offline);
+        Resources { cpus: what.cpus.difference(&offline), ..what }
+    }
+
     fn push(&mut self, from: &Holder, to: &Holder, what: Resources) {
         let mut step = |what: Resources| {
             if !what.is_empty() {
@@ -215,6 +259,9 @@ impl Draft<'_> {
         match demand {
             CoreDemand::Cpus(cpus) => {
                 books.host.whole_cores(cpus).map_err(|split| Refusal::NotWholeCores { split })?;
+                if !cpus.is_disjoint(books.offline) {
+                    return Err(Refusal::Offline(cpus.intersection(books.offline)));
+                }
                 let missing = Resources::cores(cpus.difference(&has.cpus));
                 if missing.is_empty() {
                     return Ok((cpus.clone(), Vec::new()));
@@ -222,11 +269,13 @@ impl Draft<'_> {
                 let held_by = books.held_by(&missing, &[from]);
                 Err(Refusal::NotHeld { from: from.clone(), missing, held_by })
             }
-            CoreDemand::Count(count) => self.wish(from, to, &has, |wish| wish.cores(*count)).map_err(|available| {
-                let all = Resources::cores(books.host.everything().cpus);
-                let held_by = books.held_by(&all, &[from, to]);
-                Refusal::TooFewCores { from: from.clone(), available, wanted: *count, held_by }
-            }),
+            CoreDemand::Count(count) => {
+                self.wish(from, to, &self.online(has), |wish| wish.cores(*count)).map_err(|available| {
+                    let all = Resources::cores(books.host.everything().cpus);
+                    let held_by = books.held_by(&all, &[from, to]);
+                    Refusal::TooFewCores { from: from.clone(), available, wanted: *count, held_by }
+                })
+            }
         }
     }
 

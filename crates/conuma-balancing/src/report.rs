@@ -101,6 +101,8 @@ pub enum Reason {
     NoRoom,
     /// This VM did not answer: its memory is left alone until it does.
     Unanswering(VmName),
+    /// This VM uses more memory than it holds: it is given none until it does not.
+    Trespasses(VmName),
     /// The recipient is still so far below its guarantee, and the pool cannot help.
     PoolLacks(Shortage),
 }
@@ -201,6 +203,18 @@ pub enum Notice {
     Settled {
         /// The VM.
         vm: VmName,
+    },
+    /// A VM uses more memory than it holds, or does no longer.
+    Trespasses {
+        /// The VM.
+        vm: VmName,
+        /// Whether it does.
+        trespasses: bool,
+    },
+    /// CPUs of the host went offline or came back.
+    HostCpus {
+        /// Those that are offline now.
+        offline: conuma_topology::CpuSet,
     },
     /// A VM no longer lends memory, since it did not answer.
     Silent {

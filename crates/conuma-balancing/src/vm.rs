@@ -28,6 +28,9 @@ pub struct VmSpec {
     /// Its virtio-mem devices.
     #[serde(default)]
     pub devices: BTreeMap<NodeId, MemoryDevice>,
+    /// No agent is expected in its guest: what it holds is enforced by the host alone, unless one appears.
+    #[serde(default)]
+    pub agentless: bool,
 }
 
 /// A virtio-mem device.
@@ -68,4 +71,6 @@ pub struct VmView {
     pub plugged: BTreeMap<NodeId, PluggedMemory>,
     /// Whether memory can be taken from it; `false` after it was silent, until it answers again.
     pub lends_memory: bool,
+    /// Whether it can be given memory; `false` while it has more in use than it holds.
+    pub takes_memory: bool,
 }

@@ -14,4 +14,4 @@ mod spec;
 
 pub use plan::{Accel, BindingPlan, Bridge, Files, NodePlan, PlanError, PlanOptions, render_table};
 pub use replica::{GuestNode, LlcLevel, Replica, ReplicaError, Slot, Smp, VCPU_LIMIT, Vcpu};
-pub use spec::{Boot, BootSource, CoreWish, MemoryWish, Problem, Reserve, SpecError, VmSpec, Wish};
+pub use spec::{Agent, Boot, BootSource, CoreWish, MemoryWish, Problem, Reserve, SpecError, VmSpec, Wish};

@@ -1,6 +1,7 @@
 //! What holds for every back end: one suite, run against the fake and against real hypervisors.
 #![allow(clippy::expect_used, clippy::panic, reason = "a suite fails by panicking")]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use tokio::time::timeout;
 
 use crate::error::HypervisorError;
 use crate::gate::{Gate, GateError, Grip};
-use crate::vm::{Hypervisor, RunState, Vm, VmEvent};
+use crate::vm::{Adopted, Hypervisor, RunState, Vm, VmEvent};
 
 /// Longest that anything may take; generous, as emulation on a busy machine is slow.
 const BUDGET: Duration = Duration::from_secs(60);
@@ -57,7 +58,11 @@ impl Subject<'_> {
         let vcpus: Vec<VcpuId> = self.plan.replica.vcpus.iter().map(|vcpu| vcpu.id).collect();
         assert_eq!(vm.run_times(&vcpus).await.expect("run times").len(), vcpus.len());
         vm.adopt_threads().await.expect("adopt");
-        assert_eq!(vm.adopt_threads().await.expect("adopt again"), 0, "threads stay where they were put");
+        assert_eq!(
+            vm.adopt_threads().await.expect("adopt again"),
+            Adopted::default(),
+            "threads stay where they were put"
+        );
         vm.console().await.expect("console");
         vm.end(BUDGET).await.expect("end");
     }
@@ -77,6 +82,12 @@ impl Subject<'_> {
             vm.set_gate(vcpu, gate).await.expect("set gate");
             assert_eq!(vm.gates().await.expect("gates")[&vcpu], gate);
         }
+        let right = vm.gates().await.expect("gates");
+        assert!(vm.put_right(&right).await.expect("put right").is_empty(), "nothing was wrong");
+        let other = BTreeMap::from([(vcpu, Gate::Closed(Grip::FIRM))]);
+        let found = vm.put_right(&other).await.expect("put right");
+        assert_eq!(found, [format!("the gate of vCPU {vcpu} was open, not closed with a quota of 1 ms")]);
+        assert_eq!(vm.gates().await.expect("gates")[&vcpu], Gate::Closed(Grip::FIRM));
         let unknown = vm.set_gate(VcpuId(60_000), Gate::Open).await;
         assert!(matches!(unknown, Err(HypervisorError::Gate { source: GateError::NoVcpu { .. }, .. })), "{unknown:?}");
         vm.end(BUDGET).await.expect("end");

@@ -14,12 +14,15 @@
 //! The idle class alone lets a stray interrupt find a moment, which keeps the guest from stalling; the quota is for a
 //! guest that goes on running there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::PathBuf;
 
 use conuma_linux::cgroup::{Cgroup, CgroupError, CpuMax, Idle, Limit};
 use conuma_linux::procfs::{Pid, ProcError, ProcFs, Tid};
 use conuma_topology::{Bytes, CpuId, CpuSet, VcpuId, VmName};
+
+use crate::vm::Adopted;
 
 /// How firmly a gate is closed: 0 is the idle class alone, each step more a smaller quota.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, serde::Serialize, serde::Deserialize)]
@@ -77,6 +80,18 @@ pub enum Gate {
     Open,
     /// Idle class, and a quota by its grip.
     Closed(Grip),
+}
+
+impl fmt::Display for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Open => f.write_str("open"),
+            Self::Closed(grip) => match grip.cpu_max().quota {
+                Limit::Max => f.write_str("closed"),
+                Limit::At(quota) => write!(f, "closed with a quota of {} ms", quota.as_millis()),
+            },
+        }
+    }
 }
 
 /// Something about a VM's cgroups went wrong.
@@ -156,38 +171,64 @@ impl VmCgroups {
     }
 
     /// Puts vCPU threads into their leaves and every other thread of the process into the emulator's. Threads come and
-    /// go while QEMU runs, so this is called again from time to time; returns how many had to be moved.
-    pub fn adopt(&self, process: Pid, vcpu_threads: &BTreeMap<VcpuId, Tid>) -> Result<usize, GateError> {
-        let mut moved = 0;
+    /// go while QEMU runs, so this is called again from time to time; returns which had to be moved.
+    pub fn adopt(&self, process: Pid, vcpu_threads: &BTreeMap<VcpuId, Tid>) -> Result<Adopted, GateError> {
+        let mut moved = Adopted::default();
         for (vcpu, thread) in vcpu_threads {
-            match self.place(&self.leaf(*vcpu), *thread) {
+            let leaf = self.leaf(*vcpu);
+            match leaf.threads().and_then(|inside| place(&leaf, &inside, *thread)) {
                 // A guest can eject a CPU: then its thread ends.
-                Err(GateError::Cgroup(error)) if error.is_gone() => {}
-                placed => moved += placed?,
+                Err(error) if error.is_gone() => {}
+                placed => moved.vcpus.extend(placed?.then_some(*vcpu)),
             }
         }
         let emulator = self.domain.child(EMULATOR);
-        let others: Vec<Tid> = self
-            .proc
-            .threads(process)?
-            .into_iter()
-            .filter(|thread| !vcpu_threads.values().any(|vcpu| vcpu == thread))
-            .collect();
-        for thread in others {
-            match self.place(&emulator, thread) {
-                Err(GateError::Cgroup(error)) if error.is_gone() => {}
-                placed => moved += placed?,
+        let inside = emulator.threads()?;
+        let vcpus: BTreeSet<Tid> = vcpu_threads.values().copied().collect();
+        for thread in self.proc.threads(process)?.into_iter().filter(|thread| !vcpus.contains(thread)) {
+            match place(&emulator, &inside, thread) {
+                Err(error) if error.is_gone() => {}
+                placed => moved.others += usize::from(placed?),
             }
         }
         Ok(moved)
     }
 
-    fn place(&self, leaf: &Cgroup, thread: Tid) -> Result<usize, GateError> {
-        if leaf.threads()?.contains(&thread) {
-            return Ok(0);
+    /// Sets right what somebody else wrote: each vCPU's leaf is bound to its CPU, and its gate stands where `gates` says.
+    /// What was found, a line each. A leaf that is gone belongs to a vCPU that is.
+    pub fn put_right(
+        &self,
+        vcpus: &BTreeMap<VcpuId, CpuId>,
+        gates: &BTreeMap<VcpuId, Gate>,
+    ) -> Result<Vec<String>, GateError> {
+        let mut found = Vec::new();
+        for (vcpu, cpu) in vcpus {
+            let (leaf, own) = (self.leaf(*vcpu), CpuSet::from([*cpu]));
+            let bound = match leaf.cpus() {
+                Err(error) if error.is_gone() => continue,
+                bound => bound?,
+            };
+            if bound != own {
+                leaf.set_cpus(&own)?;
+                found.push(format!("vCPU {vcpu} was bound to CPUs {{{bound}}}, not to {cpu}"));
+            }
+            let Some(wanted) = gates.get(vcpu) else { continue };
+            let gate = self.gate(*vcpu)?;
+            if gate != *wanted {
+                self.set(*vcpu, *wanted)?;
+                found.push(format!("the gate of vCPU {vcpu} was {gate}, not {wanted}"));
+            }
         }
-        leaf.add_thread(thread)?;
-        Ok(1)
+        Ok(found)
+    }
+
+    /// Moves the process, with all its threads, to where the cgroup of all VMs is, and removes its own. From then on it is
+    /// bound to nothing and braked by nothing.
+    pub fn release(&self, process: Pid) -> Result<(), GateError> {
+        let all_vms = self.domain.path().parent().and_then(std::path::Path::parent);
+        let outside = Cgroup::at(all_vms.unwrap_or(self.domain.path()));
+        outside.add_process(process)?;
+        self.remove()
     }
 
     /// Opens or closes a vCPU's gate.
@@ -258,6 +299,14 @@ impl VmCgroups {
     fn failed(&self, vcpu: VcpuId, error: CgroupError) -> GateError {
         if self.leaf(vcpu).exists() { error.into() } else { GateError::NoVcpu { vm: self.vm.clone(), vcpu } }
     }
+}
+
+/// Moves a thread into a leaf unless it is among those inside; whether it was moved.
+fn place(leaf: &Cgroup, inside: &[Tid], thread: Tid) -> Result<bool, CgroupError> {
+    if inside.contains(&thread) {
+        return Ok(false);
+    }
+    leaf.add_thread(thread).map(|()| true)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use conuma_linux::procfs::{Pid, ProcFs, Tid};
 use conuma_topology::{Bytes, CpuId, CpuSet, VcpuId, VmName};
 
 use crate::gate::{Gate, GateError, VmCgroups};
+use crate::vm::Adopted;
 
 /// The gates of one VM.
 pub trait Gates: Send + Sync + Debug {
@@ -25,8 +26,18 @@ pub trait Gates: Send + Sync + Debug {
     /// The file that a process writes its id to before it becomes the VM's, if it must.
     fn entrance(&self) -> Option<PathBuf>;
 
-    /// Puts every thread of the process where it belongs; how many had to be moved.
-    fn adopt(&self, process: Pid, vcpu_threads: &BTreeMap<VcpuId, Tid>) -> Result<usize, GateError>;
+    /// Puts every thread of the process where it belongs; which had to be moved.
+    fn adopt(&self, process: Pid, vcpu_threads: &BTreeMap<VcpuId, Tid>) -> Result<Adopted, GateError>;
+
+    /// Sets right where vCPUs are bound and where their gates stand; what was found, a line each.
+    fn put_right(
+        &self,
+        vcpus: &BTreeMap<VcpuId, CpuId>,
+        gates: &BTreeMap<VcpuId, Gate>,
+    ) -> Result<Vec<String>, GateError>;
+
+    /// Moves the process out and removes them.
+    fn release(&self, process: Pid) -> Result<(), GateError>;
 
     /// Opens or closes a gate; in force when this comes back.
     fn set(&self, vcpu: VcpuId, gate: Gate) -> Result<(), GateError>;
@@ -89,8 +100,20 @@ impl Gates for VmCgroups {
         Some(self.domain().path().join("cgroup.procs"))
     }
 
-    fn adopt(&self, process: Pid, vcpu_threads: &BTreeMap<VcpuId, Tid>) -> Result<usize, GateError> {
+    fn adopt(&self, process: Pid, vcpu_threads: &BTreeMap<VcpuId, Tid>) -> Result<Adopted, GateError> {
         self.adopt(process, vcpu_threads)
+    }
+
+    fn put_right(
+        &self,
+        vcpus: &BTreeMap<VcpuId, CpuId>,
+        gates: &BTreeMap<VcpuId, Gate>,
+    ) -> Result<Vec<String>, GateError> {
+        self.put_right(vcpus, gates)
+    }
+
+    fn release(&self, process: Pid) -> Result<(), GateError> {
+        self.release(process)
     }
 
     fn set(&self, vcpu: VcpuId, gate: Gate) -> Result<(), GateError> {

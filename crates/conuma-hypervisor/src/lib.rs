@@ -14,4 +14,4 @@ mod vm;
 pub use error::HypervisorError;
 pub use facts::HypervisorFacts;
 pub use gates::{CgroupRoot, GateRoot, Gates};
-pub use vm::{Hypervisor, MemoryState, RunState, Vm, VmEvent};
+pub use vm::{Adopted, Hypervisor, MemoryState, RunState, Vm, VmEvent};

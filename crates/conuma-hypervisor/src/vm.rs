@@ -61,6 +61,9 @@ pub trait Vm: Send + Sync {
     /// Sizes of a node's virtio-mem device.
     async fn memory(&self, node: NodeId) -> Result<MemoryState, HypervisorError>;
 
+    /// Sets the ceiling on all memory of its process: so much for the guest, and what QEMU needs for itself.
+    async fn limit_memory(&self, bytes: Bytes) -> Result<(), HypervisorError>;
+
     /// Opens or closes a vCPU's gate; in force when this comes back.
     async fn set_gate(&self, vcpu: VcpuId, gate: Gate) -> Result<(), HypervisorError>;
 
@@ -70,8 +73,16 @@ pub trait Vm: Send + Sync {
     /// How long each of these vCPU threads has run since it began.
     async fn run_times(&self, vcpus: &[VcpuId]) -> Result<BTreeMap<VcpuId, Duration>, HypervisorError>;
 
-    /// Puts threads that appeared since into their leaf, and vCPU threads that someone moved back; how many were moved.
-    async fn adopt_threads(&self) -> Result<usize, HypervisorError>;
+    /// Puts threads that appeared since into their leaf, and vCPU threads that someone moved back.
+    async fn adopt_threads(&self) -> Result<Adopted, HypervisorError>;
+
+    /// Sets right what somebody else changed: to which CPU a vCPU's thread is bound, and gates that do not stand where
+    /// `gates` says. Tells what was found, a line each.
+    async fn put_right(&self, gates: &BTreeMap<VcpuId, Gate>) -> Result<Vec<String>, HypervisorError>;
+
+    /// Lets go of it for good, while it runs on: its threads may run on every CPU, nothing brakes them, and what was made
+    /// for it on the host besides its process is gone.
+    async fn release(&self) -> Result<(), HypervisorError>;
 
     /// Where the VM's memory really is: bytes by host node, of all its mappings.
     async fn memory_by_node(&self) -> Result<BTreeMap<NodeId, Bytes>, HypervisorError>;
@@ -85,6 +96,15 @@ pub trait Vm: Send + Sync {
 
     /// Comes back when the VM has ended, for whatever reason.
     async fn ended(&self);
+}
+
+/// Threads that were put into their place.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Adopted {
+    /// Those of these vCPUs.
+    pub vcpus: Vec<VcpuId>,
+    /// How many others.
+    pub others: usize,
 }
 
 /// Whether a VM runs.

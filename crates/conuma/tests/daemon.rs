@@ -57,6 +57,7 @@ impl Lab {
             machine: "2n4c1t@1G".parse().expect("a machine"),
             boot_id: "a boot".into(),
             hypervisor: Arc::new(hypervisor.clone()),
+            online: dir.path().join("online"),
         };
         let daemon = Daemon::start(settings.clone(), surroundings).await.expect("a daemon");
         Self { dir, hypervisor, daemon, settings }

@@ -54,6 +54,10 @@ pub struct Config {
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub agent_sockets: Option<PathBuf>,
 
+    /// Seconds between counts of the pages that each VM has on each node; for a VM of a TiB a count takes seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub audit_every: u32,
+
     /// Multiplies all deadlines, and what a guest may do in passing on a CPU it does not hold; for slow hosts and guests
     #[arg(long, value_name = "FACTOR", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub patience: u32,
@@ -136,7 +140,7 @@ impl Config {
             // What takes a slow guest longer takes it a larger share of its time.
             stray: (STRAY * self.patience).min(MOST_STRAY),
             report: Duration::from_secs(5),
-            audit: Duration::from_secs(60),
+            audit: Duration::from_secs(self.audit_every.into()),
             step: slower(Duration::from_secs(15)),
         }
     }

@@ -31,12 +31,30 @@ enum Message {
     Attach(VmName, Actuator),
     Detach(VmName),
     Call(Call),
+    Begin(Beginning),
     Stop,
 }
 
 /// Something to do with the engine; what it returns answers the caller, after the journal is written.
 type Call = Box<dyn FnOnce(&mut Engine, Duration) -> Reply + Send>;
 type Reply = Box<dyn FnOnce() + Send>;
+
+/// Something that begins only if the journal can be written with it; what it returns answers the caller.
+type Beginning = Box<dyn FnOnce(&mut Core) -> Reply + Send>;
+
+/// Why nothing was begun.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotBegun {
+    /// The engine says no.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// It could not be written to the journal, as the text says.
+    #[error("the journal cannot be written, so nothing is begun: {0}")]
+    Journal(String),
+    /// The daemon ends.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
 
 /// The core has ended, because the daemon does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -116,13 +134,29 @@ impl CoreHandle {
     }
 
     /// Admits a VM: its resources are booked, and in the journal, when this comes back.
-    pub async fn admit(&self, spec: VmSpec) -> Result<Result<Resources, Refusal>, Stopped> {
-        self.call(move |engine, now| engine.start(spec, now)).await
+    pub async fn admit(&self, spec: VmSpec) -> Result<Resources, NotBegun> {
+        self.begin(move |engine, now| engine.start(spec, now)).await
     }
 
-    /// Begins a transfer.
-    pub async fn request(&self, request: Request) -> Result<Result<TransferId, Refusal>, Stopped> {
-        self.call(move |engine, now| engine.request(request, now)).await
+    /// Begins a transfer, which is in the journal when this comes back.
+    pub async fn request(&self, request: Request) -> Result<TransferId, NotBegun> {
+        self.begin(move |engine, now| engine.request(request, now)).await
+    }
+
+    async fn begin<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&mut Engine, Duration) -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<T, NotBegun> {
+        let (answer, answered) = oneshot::channel();
+        let begin: Beginning = Box::new(move |core| {
+            let begun = core.begin(call);
+            Box::new(move || {
+                // The caller may have gone.
+                let _ = answer.send(begun);
+            })
+        });
+        self.sender.send(Message::Begin(begin)).map_err(|_| Stopped)?;
+        answered.await.map_err(|_| Stopped)?
     }
 
     async fn call<T: Send + 'static>(
@@ -194,25 +228,36 @@ impl Core {
             Message::Attach(vm, actuator) => drop(self.actuators.insert(vm, actuator)),
             Message::Detach(vm) => drop(self.actuators.remove(&vm)),
             Message::Call(call) => return Some(call(&mut self.engine, self.clock.now())),
+            Message::Begin(begin) => return Some(begin(self)),
             Message::Stop => {}
         }
         None
+    }
+
+    /// Begins something, unless the journal cannot be written with it: then nothing has happened.
+    fn begin<T>(&mut self, call: impl FnOnce(&mut Engine, Duration) -> Result<T, Refusal>) -> Result<T, NotBegun> {
+        let before = self.engine.clone();
+        let begun = call(&mut self.engine, self.clock.now())?;
+        let actions = self.engine.next_actions(self.clock.now());
+        match self.write_journal() {
+            Ok(()) => {
+                self.carry_out(actions);
+                Ok(begun)
+            }
+            Err(why) => {
+                self.engine = before;
+                Err(NotBegun::Journal(why))
+            }
+        }
     }
 
     /// Asks the engine what to do until there is nothing more that nobody can do.
     fn act(&mut self) {
         loop {
             let actions = self.engine.next_actions(self.clock.now());
-            self.write_journal();
-            let mut undone = false;
-            for action in actions {
-                tracing::debug!(generation = action.id.0, vm = %action.vm, kind = ?action.kind, "action");
-                if let Err(action) = self.hand_over(action) {
-                    let outcome = Outcome::Failed(Failure::Unreachable);
-                    self.engine.update(Event::Done { id: action.id, outcome }, self.clock.now());
-                    undone = true;
-                }
-            }
+            // What is under way already goes on without a journal: see there.
+            let _said = self.write_journal();
+            let undone = self.carry_out(actions);
             for notice in self.engine.take_notices() {
                 if let Some(event) = notice_event(&notice, &self.engine, self.clock.now()) {
                     self.bus.tell(event);
@@ -224,6 +269,20 @@ impl Core {
         }
     }
 
+    /// Hands actions to those who act; tells whether there was one that nobody can do.
+    fn carry_out(&mut self, actions: Vec<Action>) -> bool {
+        let mut undone = false;
+        for action in actions {
+            tracing::debug!(generation = action.id.0, vm = %action.vm, kind = ?action.kind, "action");
+            if let Err(action) = self.hand_over(action) {
+                let outcome = Outcome::Failed(Failure::Unreachable);
+                self.engine.update(Event::Done { id: action.id, outcome }, self.clock.now());
+                undone = true;
+            }
+        }
+        undone
+    }
+
     fn hand_over(&self, action: Action) -> Result<(), Action> {
         match self.actuators.get(&action.vm) {
             Some(actuator) => actuator.send(action),
@@ -232,8 +291,8 @@ impl Core {
     }
 
     /// A journal that cannot be written costs loans and transfers under way if the daemon dies now; stopping
-    /// half-way through a transfer costs more. So the daemon goes on and says so.
-    fn write_journal(&mut self) {
+    /// half-way through a transfer costs more. So what was begun goes on, nothing else begins, and people are told.
+    fn write_journal(&mut self) -> Result<(), String> {
         let state: &State = self.engine.state();
         let newest = self.engine.history().back().map(|report| report.id);
         let history = (newest != self.written_history).then(|| self.engine.history());
@@ -241,16 +300,18 @@ impl Core {
         if written.is_ok() {
             self.written_history = newest;
         }
-        match written {
+        let written = written.map_err(|error| format!("{error:#}"));
+        match &written {
             Ok(()) if self.journal_failed => {
                 self.journal_failed = false;
                 tracing::info!("the journal can be written again");
             }
-            Err(error) if !self.journal_failed => {
+            Err(why) if !self.journal_failed => {
                 self.journal_failed = true;
-                tracing::error!("the journal cannot be written, a restart would forget loans: {error:#}");
+                tracing::error!("the journal cannot be written, nothing is begun until it can: {why}");
             }
             Ok(()) | Err(_) => {}
         }
+        written
     }
 }

@@ -1,6 +1,7 @@
 //! The daemon from its start to its end: lock, journal, what runs already, the engine, the API.
 
 use std::fs::{File, TryLockError};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use crate::bus::Bus;
 use crate::clock::Clock;
 use crate::config::{Settings, make_private_dir};
 use crate::core::{self, CoreHandle, CoreTask};
+use crate::host_cpus;
 use crate::http;
 use crate::journal::Journal;
 use crate::vms::{Room, find};
@@ -31,6 +33,8 @@ pub struct Surroundings {
     pub boot_id: String,
     /// What runs VMs.
     pub hypervisor: Arc<dyn Hypervisor>,
+    /// The file in which the kernel lists the host's CPUs that are online.
+    pub online: PathBuf,
 }
 
 /// A daemon that serves.
@@ -47,7 +51,7 @@ impl Surroundings {
     pub fn read(root: &std::path::Path, hypervisor: Arc<dyn Hypervisor>) -> anyhow::Result<Self> {
         let machine = conuma_linux::sysfs::read_machine(root).context("cannot read the host's topology")?;
         let boot_id = ProcFs::new(root).boot_id().context("cannot tell which boot of the host this is")?;
-        Ok(Self { machine, boot_id, hypervisor })
+        Ok(Self { machine, boot_id, hypervisor, online: root.join("sys/devices/system/cpu/online") })
     }
 }
 
@@ -58,7 +62,7 @@ impl Daemon {
             make_private_dir(dir).with_context(|| format!("cannot make {}", dir.display()))?;
         }
         let lock = lock(&settings)?;
-        let Surroundings { machine, boot_id, hypervisor } = surroundings;
+        let Surroundings { machine, boot_id, hypervisor, online } = surroundings;
         let clock = Clock::start();
         let (journal, state, history) = Journal::open::<State, _>(&settings.state, &boot_id)?;
         let state = state.map(|state| state.with_history(history.unwrap_or_default()));
@@ -77,6 +81,7 @@ impl Daemon {
         // Not before: what is due at once must have somewhere to go.
         let core = core::start(inbox, engine, journal, clock, bus);
         let listener = http::bind(&socket)?;
+        tasks.spawn(host_cpus::watch(online, room.clone(), stop.clone()));
         let (serving, ended) = (room.clone(), stop.clone());
         tasks.spawn(async move {
             if let Err(error) = http::serve(listener, serving, ended).await {

@@ -17,6 +17,7 @@ pub mod clock;
 pub mod config;
 pub mod core;
 pub mod daemon;
+mod host_cpus;
 pub mod http;
 pub mod journal;
 pub mod notify;

@@ -1,6 +1,6 @@
 //! What happens on the host.
 
-use conuma_topology::{CpuId, VmName};
+use conuma_topology::{CpuId, CpuSet, VmName};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -76,6 +76,28 @@ pub enum EventKind {
         #[schema(value_type = String)]
         vm: VmName,
     },
+    /// The VM was found to use more memory than it holds, and gets none; or does so no longer.
+    VmTrespasses {
+        /// The VM.
+        #[schema(value_type = String)]
+        vm: VmName,
+        /// Whether it does.
+        trespasses: bool,
+    },
+    /// CPUs of the host went offline, or came back: vCPUs of those that are offline are stopped.
+    HostCpus {
+        /// Those that are offline now.
+        #[schema(value_type = String)]
+        offline: CpuSet,
+    },
+    /// Someone else had changed what Conuma sets for this VM; it was set right.
+    Repaired {
+        /// The VM.
+        #[schema(value_type = String)]
+        vm: VmName,
+        /// What was found.
+        what: Vec<String>,
+    },
     /// A gated vCPU kept running and was braked harder, or left off and was braked less.
     GateChanged {
         /// The VM.
@@ -125,7 +147,7 @@ pub enum EventKind {
 
 impl EventKind {
     /// All kinds, as on the wire.
-    pub const NAMES: [&'static str; 15] = [
+    pub const NAMES: [&'static str; 18] = [
         "vm-starting",
         "vm-running",
         "vm-gone",
@@ -134,6 +156,9 @@ impl EventKind {
         "agent-lost",
         "vm-settled",
         "vm-silent",
+        "vm-trespasses",
+        "host-cpus",
+        "repaired",
         "gate-changed",
         "transfer-waiting",
         "transfer-began",
@@ -154,6 +179,9 @@ impl EventKind {
             Self::AgentLost { .. } => "agent-lost",
             Self::VmSettled { .. } => "vm-settled",
             Self::VmSilent { .. } => "vm-silent",
+            Self::VmTrespasses { .. } => "vm-trespasses",
+            Self::HostCpus { .. } => "host-cpus",
+            Self::Repaired { .. } => "repaired",
             Self::GateChanged { .. } => "gate-changed",
             Self::TransferWaiting { .. } => "transfer-waiting",
             Self::TransferBegan { .. } => "transfer-began",
@@ -175,6 +203,8 @@ impl EventKind {
             | Self::AgentLost { vm, .. }
             | Self::VmSettled { vm }
             | Self::VmSilent { vm }
+            | Self::VmTrespasses { vm, .. }
+            | Self::Repaired { vm, .. }
             | Self::GateChanged { vm, .. } => Some(vm),
             _ => None,
         }

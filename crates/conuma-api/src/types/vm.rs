@@ -33,6 +33,8 @@ pub enum AgentState {
     Awaited,
     /// It was connected and is not any more.
     Lost,
+    /// There is none, and is not meant to be: the host alone enforces what the VM holds.
+    None,
     /// A state that this client does not know.
     #[serde(other)]
     Unknown,
@@ -58,6 +60,8 @@ pub struct VmSummary {
     pub settled: bool,
     /// Whether memory can move from and to it; `false` after it did not answer.
     pub lends_memory: bool,
+    /// Whether it can be given memory; `false` also while it uses more than it holds.
+    pub takes_memory: bool,
 }
 
 /// A VM in full.

@@ -2,7 +2,7 @@
 //!
 //! | stage | waits for | if it does not come |
 //! | --- | --- | --- |
-//! | quiesce | the donor's agent has left the CPUs | refused: stays with the donor, unless it is owed; silent: firm gate |
+//! | quiesce | the donor's agent has left the CPUs; left out if it has none | refused: stays with the donor, unless it is owed; silent: firm gate |
 //! | close | gates confirmed shut, and run times stand still behind them | firm gate |
 //! | force | firm gates confirmed shut | stays with the donor, gates open again |
 //! | *the ledger moves it out of the donor's account, then into the recipient's* | | |
@@ -17,7 +17,7 @@ use std::time::Duration;
 use conuma_topology::CpuSet;
 
 use crate::action::{Failure, Grip, RefusedCpus};
-use crate::control::CoreKnob;
+use crate::control::{CoreKnob, Vm};
 use crate::engine::Engine;
 use crate::holding::Resources;
 use crate::ledger::{Holder, TransferId};
@@ -44,6 +44,10 @@ pub(crate) fn begin(leg: &mut Leg, id: TransferId, engine: &mut Engine, now: Dur
     let cpus = leg.load.cpus.clone();
     if let Some(knob) = donor(leg, engine) {
         knob.leave(&cpus);
+    }
+    if is_on_its_own(&leg.from, engine) {
+        shut(leg, engine, Grip::Firm, now);
+        return;
     }
     leg.enter(Stage::Quiesce, now + engine.timing.agent, now);
 }
@@ -191,7 +195,10 @@ fn open(leg: &mut Leg, engine: &mut Engine, now: Duration) -> Step {
     let cpus = leg.load.cpus.clone();
     let Some(knob) = recipient(leg, engine) else { return leg.end(now) };
     if cpus.is_subset(&knob.surely_open) {
-        return leg.enter(Stage::Enable, now + engine.timing.agent, now);
+        return match is_on_its_own(&leg.to, engine) {
+            true => leg.end(now),
+            false => leg.enter(Stage::Enable, now + engine.timing.agent, now),
+        };
     }
     if now < leg.until {
         return Step::Waits;
@@ -217,6 +224,11 @@ fn enable(leg: &mut Leg, engine: &mut Engine, now: Duration) -> Step {
             leg.end(now)
         }
     }
+}
+
+/// There is nobody to ask or to tell.
+fn is_on_its_own(holder: &Holder, engine: &Engine) -> bool {
+    vm_of(holder).and_then(|vm| engine.state.vms.get(vm)).is_some_and(Vm::is_on_its_own)
 }
 
 fn donor<'a>(leg: &Leg, engine: &'a mut Engine) -> Option<&'a mut CoreKnob> {

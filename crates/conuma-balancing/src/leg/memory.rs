@@ -2,7 +2,7 @@
 //!
 //! | stage | waits for | if it does not come |
 //! | --- | --- | --- |
-//! | prepare | the donor's agent made room; left out where enough was free when it last reported | goes on all the same |
+//! | prepare | the donor's agent made room; left out if it has none, or where enough was free when it last reported | goes on all the same |
 //! | shrink | QEMU's `size` is what was asked; where nothing comes the agent makes room after all | settle |
 //! | settle | `requested-size` is back at what the donor kept | all it may still reach stays with the donor |
 //! | *the ledger moves what came out of the donor's account* | | |
@@ -52,7 +52,9 @@ pub(crate) fn begin(leg: &mut Leg, id: TransferId, place: usize, engine: &mut En
     }
     let (node, bytes) = part(leg);
     let room = donor(leg, engine).and_then(|vm| vm.free.get(&node)).is_some_and(|free| *free >= bytes);
-    if room && donor(leg, engine).is_some_and(|vm| vm.agent) {
+    let nobody_to_ask = donor(leg, engine).is_some_and(Vm::is_on_its_own);
+    leg.room_asked = nobody_to_ask;
+    if nobody_to_ask || room && donor(leg, engine).is_some_and(|vm| vm.agent) {
         ask_for_shrink(leg, engine, now);
     } else {
         leg.enter(Stage::Prepare, now + engine.timing.prepare, now);
@@ -290,6 +292,9 @@ fn pass_to_heir(
 
 fn ask_to_confirm(leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, now: Duration) -> Step {
     let node = node(leg);
+    if vm_of(&leg.to).and_then(|vm| engine.state.vms.get(vm)).is_some_and(Vm::is_on_its_own) {
+        return leg.end(now);
+    }
     let plugged = plugged_by_ledger(&leg.to, node, engine);
     leg.enter(Stage::Confirm, now + engine.timing.confirm, now);
     match vm_of(&leg.to).filter(|vm| engine.state.vms.get(*vm).is_some_and(|vm| vm.agent)) {

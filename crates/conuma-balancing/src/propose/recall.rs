@@ -48,16 +48,17 @@ impl Draft<'_> {
     fn fill_up(&mut self, to: &VmName) {
         let (books, recipient) = (self.books, Holder::Vm(to.clone()));
         let Some(spec) = books.specs.get(to) else { return };
-        let silent = |short: &Shortage| books.silent.contains(to) && is_memory(short);
+        let unfit = books.unfit(&Holder::Pool, &recipient).map(|(vm, why)| why.reason(vm));
+        let unfit = |short: &Shortage| unfit.clone().filter(|_| is_memory(short));
         for short in shortages(books.host, &spec.guarantee, &self.has(&recipient)) {
-            if !silent(&short) {
+            if unfit(&short).is_none() {
                 let demand = self.what_the_pool_has(short, &recipient);
                 // What was cut down to what the pool has is there; rounding alone can still be too much.
                 let _nothing_there = self.give(&Holder::Pool, &recipient, &demand);
             }
         }
         for short in shortages(books.host, &spec.guarantee, &self.has(&recipient)) {
-            let why = if silent(&short) { Reason::Unanswering(to.clone()) } else { Reason::PoolLacks(short) };
+            let why = unfit(&short).unwrap_or(Reason::PoolLacks(short));
             self.withhold(&Holder::Pool, &recipient, Resources::default(), why);
         }
     }
@@ -110,6 +111,7 @@ impl Draft<'_> {
             return Err(match kept.into_iter().find(of_its_kind) {
                 Some((borrower, what, Reason::DonorNeeds)) => Refusal::Needed { borrower: borrower.clone(), what },
                 Some((_, _, Reason::Unanswering(vm))) => Refusal::Silent(vm),
+                Some((_, _, Reason::Trespasses(vm))) => Refusal::Trespasses(vm),
                 _ => Refusal::BeyondLimit { vm: to.clone(), excess },
             });
         }
@@ -157,13 +159,9 @@ impl Draft<'_> {
         let mut comes = self.fitting(spared.clone(), &loan.borrower, to);
         let mut kept =
             vec![(owed.saturating_sub(&spared), Reason::DonorNeeds), (spared.saturating_sub(&comes), Reason::NoRoom)];
-        let silent = [&loan.borrower, to].into_iter().find_map(|holder| {
-            let vm = &self.books.spec(holder)?.name;
-            self.books.silent.contains(vm).then(|| vm.clone())
-        });
-        if let Some(vm) = silent {
+        if let Some((vm, why)) = self.books.unfit(&loan.borrower, to) {
             let memory = std::mem::take(&mut comes.memory);
-            kept.push((Resources { cpus: CpuSet::new(), memory }, Reason::Unanswering(vm)));
+            kept.push((Resources { cpus: CpuSet::new(), memory }, why.reason(vm)));
         }
         kept.retain(|(what, _)| !what.is_empty());
         (comes, kept)

@@ -1,7 +1,7 @@
 //! Tests of the whole engine against a simulated reality.
 //!
 //! - [`world`]: hosts, guests, gates and QEMU as they really are, with every way to fail;
-//! - [`scenarios`], [`endings`], [`elsewhere`], [`recalls`]: stories, told step by step;
+//! - [`scenarios`], [`endings`], [`elsewhere`], [`recalls`], [`enforcement`]: stories, told step by step;
 //! - [`properties`]: random scripts of requests and faults, named after the property they hold;
 //! - [`model`]: every interleaving of small configurations.
 #![allow(clippy::unwrap_used, clippy::panic)]
@@ -9,6 +9,7 @@
 mod admission;
 mod elsewhere;
 mod endings;
+mod enforcement;
 mod model;
 mod mutations;
 mod plans;

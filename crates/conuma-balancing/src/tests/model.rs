@@ -4,7 +4,7 @@
 //! their way). From each state every next step is tried: a request, the delivery of the next
 //! action of any actuator, a unit of memory that a guest plugs or unplugs, the passing of a deadline,
 //! and, as long as the budget lasts, a fault: a lost action or answer, a failure, a guest's
-//! refusal, an answer that comes too late, a lost connection, a reboot, the death of a VM or of the
+//! refusal, an answer that comes twice, after others or too late, a lost connection, a reboot, the death of a VM or of the
 //! daemon (with or without its journal). In every state all invariants must hold against reality, and
 //! no transfer may be older than its deadlines allow.
 //!
@@ -42,6 +42,8 @@ struct Scene {
 enum Move {
     Ask(usize),
     Deliver(VmName, Lane, Fate),
+    /// One of the answers that are on their way arrives, in whatever order.
+    Arrive(usize),
     GuestMoves(VmName, NodeId),
     Tick,
     Late,
@@ -49,7 +51,9 @@ enum Move {
     Disconnect(VmName),
     Reset(VmName),
     Kill(VmName),
-    Crash { keep_journal: bool },
+    Crash {
+        keep_journal: bool,
+    },
 }
 
 /// All deadlines alike: what may happen before another is not a matter of their lengths.
@@ -122,13 +126,14 @@ impl Model for Small {
         for ((vm, lane), queue) in &world.in_flight {
             let mut fates = vec![Fate::Works];
             if scene.faults > 0 {
-                fates.extend([Fate::Lost, Fate::AnswerLost, Fate::Fails]);
+                fates.extend([Fate::Lost, Fate::AnswerLost, Fate::AnswerLate, Fate::Twice, Fate::Fails]);
                 if queue.front().is_some_and(|action| can_refuse(&action.kind)) {
                     fates.push(Fate::Refused);
                 }
             }
             moves.extend(fates.into_iter().map(|fate| Move::Deliver(vm.clone(), *lane, fate)));
         }
+        moves.extend((0..world.answers.len()).map(Move::Arrive));
         for (name, vm) in &world.vms {
             let unsettled = vm.plugged.iter().filter(|(_, plugged)| plugged.size != plugged.requested);
             moves.extend(unsettled.map(|(node, _)| Move::GuestMoves(name.clone(), *node)));
@@ -140,7 +145,7 @@ impl Model for Small {
                 moves.extend(vm.agent.then(|| Move::Disconnect(name.clone())));
             }
         }
-        if world.in_flight.is_empty() {
+        if world.in_flight.is_empty() && world.answers.is_empty() {
             moves.push(Move::Tick);
         } else if scene.faults > 0 {
             moves.push(Move::Late);
@@ -154,7 +159,7 @@ impl Model for Small {
         let mut world = World::clone(&scene.world);
         let mut asked = scene.asked;
         let costs = match &step {
-            Move::Ask(_) | Move::GuestMoves(..) | Move::Tick | Move::Connect(_) => 0,
+            Move::Ask(_) | Move::Arrive(_) | Move::GuestMoves(..) | Move::Tick | Move::Connect(_) => 0,
             Move::Deliver(_, _, Fate::Works) => 0,
             _ => 1,
         };
@@ -164,6 +169,7 @@ impl Model for Small {
                 let _refused_is_fine = world.ask(self.requests[index].clone());
             }
             Move::Deliver(vm, lane, fate) => drop(world.deliver(&vm, lane, fate)),
+            Move::Arrive(place) => world.arrive(place),
             Move::GuestMoves(vm, node) => drop(world.guest_moves(&vm, node)),
             Move::Tick | Move::Late => {
                 if !world.tick() {
@@ -289,6 +295,11 @@ fn hash_canonical(world: &World, hasher: &mut impl Hasher) {
     for (key, queue) in &world.in_flight {
         key.hash(hasher);
         queue.iter().for_each(|action| (numbers.get(&action.id), &action.kind).hash(hasher));
+    }
+    for answer in &world.answers {
+        if let Event::Done { id, outcome } = answer {
+            (numbers.get(id), outcome).hash(hasher);
+        }
     }
     for (name, vm) in &world.vms {
         (name, &vm.open, &vm.runs_on, &vm.plugged, vm.agent, &vm.using).hash(hasher);

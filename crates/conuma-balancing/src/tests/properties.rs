@@ -26,6 +26,7 @@ enum Op {
     Set { vm: usize, cores: usize, node: u32, memory: u64 },
     Deliver { pick: usize, fate: Fate },
     GuestMoves { vm: usize, node: u32 },
+    Arrive(usize),
     Tick,
     Disconnect(usize),
     Connect(usize),
@@ -46,6 +47,7 @@ fn fates() -> impl Strategy<Value = Fate> {
         1 => Just(Fate::Fails),
         2 => Just(Fate::Refused),
         1 => Just(Fate::Twice),
+        1 => Just(Fate::AnswerLate),
     ]
 }
 
@@ -63,6 +65,7 @@ fn ops() -> impl Strategy<Value = Op> {
             .prop_map(|(vm, cores, node, memory)| Op::Set { vm, cores, node, memory }),
         40 => (0..8usize, fates()).prop_map(|(pick, fate)| Op::Deliver { pick, fate }),
         16 => (vm.clone(), 0..NODES).prop_map(|(vm, node)| Op::GuestMoves { vm, node }),
+        3 => (0..4usize).prop_map(Op::Arrive),
         10 => Just(Op::Tick),
         1 => vm.clone().prop_map(Op::Disconnect),
         2 => vm.clone().prop_map(Op::Connect),
@@ -122,6 +125,11 @@ fn play(world: &mut World, op: &Op) {
             }
         }
         Op::GuestMoves { vm: index, node } => drop(world.guest_moves(&vm(index), NodeId(node))),
+        Op::Arrive(pick) => {
+            if let Some(place) = pick.checked_rem(world.answers.len()) {
+                world.arrive(place);
+            }
+        }
         Op::Tick => drop(world.tick()),
         Op::Disconnect(index) => world.disconnect(&vm(index)),
         Op::Connect(index) => world.connect(&vm(index)),
@@ -244,10 +252,13 @@ proptest! {
 
     #[test]
     fn a_doubled_answer_changes_nothing(script in scripts()) {
-        let once: Vec<Op> = script.iter().map(|op| match op {
-            Op::Deliver { pick, fate: Fate::Twice } => Op::Deliver { pick: *pick, fate: Fate::Works },
-            other => other.clone(),
-        }).collect();
+        let with = |fates: &[Fate]| -> Vec<Op> {
+            script.iter().map(|op| match op {
+                Op::Deliver { pick, fate } if fates.contains(fate) => Op::Deliver { pick: *pick, fate: Fate::Works },
+                other => other.clone(),
+            }).collect()
+        };
+        let (script, once) = (with(&[Fate::AnswerLate]), with(&[Fate::AnswerLate, Fate::Twice]));
         let (twice, once) = (run(&script, |_| {}), run(&once, |_| {}));
         prop_assert_eq!(twice.engine.state(), once.engine.state());
     }

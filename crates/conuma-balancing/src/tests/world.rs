@@ -26,6 +26,8 @@ pub(super) enum Fate {
     Refused,
     /// Done, and the answer comes twice.
     Twice,
+    /// Done, and the answer comes later, perhaps after that of another action.
+    AnswerLate,
 }
 
 /// How the executor behaves: only tests of the tests use anything but `Honest`.
@@ -59,6 +61,8 @@ pub(super) struct World {
     pub(super) specs: BTreeMap<VmName, VmSpec>,
     /// Actions on their way, in order per VM and lane.
     pub(super) in_flight: BTreeMap<(VmName, Lane), VecDeque<Action>>,
+    /// Answers to actions that took effect, still on their way: they may overtake each other.
+    pub(super) answers: Vec<Event>,
     pub(super) notices: Vec<Notice>,
     pub(super) executor: Executor,
 }
@@ -104,6 +108,7 @@ pub(super) fn spec(host: &Host, vm: &str, cpus: &str, memory: u64) -> VmSpec {
         initial: holding,
         boot: nodes(1),
         devices: host.memory.iter().map(|(n, max)| (*n, MemoryDevice { max: *max, block: UNIT })).collect(),
+        agentless: false,
     }
 }
 
@@ -148,6 +153,7 @@ impl World {
             vms: BTreeMap::new(),
             specs: specs.iter().map(|spec| (spec.name.clone(), spec.clone())).collect(),
             in_flight: BTreeMap::new(),
+            answers: Vec::new(),
             notices: Vec::new(),
             executor: Executor::Honest,
         };
@@ -247,6 +253,7 @@ impl World {
         let (host, timing) = (self.engine.host().clone(), self.engine.timing.clone());
         self.engine = Engine::recover(journal, host, found, timing, self.now);
         self.in_flight.clear();
+        self.answers.clear();
         self.pump();
         let connected: Vec<VmName> = self.vms.iter().filter(|(_, vm)| vm.agent).map(|(name, _)| name.clone()).collect();
         connected.iter().for_each(|name| self.connect(name));
@@ -259,16 +266,26 @@ impl World {
         if queue.is_empty() {
             self.in_flight.remove(&(vm.clone(), lane));
         }
-        let does = matches!(fate, Fate::Works | Fate::AnswerLost | Fate::Twice | Fate::Refused);
+        let does = matches!(fate, Fate::Works | Fate::AnswerLost | Fate::Twice | Fate::Refused | Fate::AnswerLate);
         let outcome = if does { self.perform(&action, fate) } else { Outcome::Failed(Failure::Failed("fault".into())) };
         let done = Event::Done { id: action.id, outcome };
-        if !matches!(fate, Fate::Lost | Fate::AnswerLost) {
-            self.tell(done.clone());
-        }
-        if fate == Fate::Twice {
-            self.tell(done);
+        match fate {
+            Fate::Lost | Fate::AnswerLost => {}
+            Fate::AnswerLate => self.answers.push(done),
+            Fate::Twice => {
+                // The second time after whatever happens meanwhile.
+                self.answers.push(done.clone());
+                self.tell(done);
+            }
+            Fate::Works | Fate::Fails | Fate::Refused => self.tell(done),
         }
         true
+    }
+
+    /// One of the answers that are on their way arrives.
+    pub(super) fn arrive(&mut self, place: usize) {
+        let answer = self.answers.remove(place);
+        self.tell(answer);
     }
 
     fn perform(&mut self, action: &Action, fate: Fate) -> Outcome {
@@ -340,7 +357,9 @@ impl World {
     /// Everything goes well from now on, until nothing is left to do. Panics if that never happens.
     pub(super) fn run_until_settled(&mut self) {
         for _ in 0..5_000 {
-            if !self.deliver_any() && !self.guests_move() {
+            if !self.answers.is_empty() {
+                self.arrive(0);
+            } else if !self.deliver_any() && !self.guests_move() {
                 let vms = self.engine.vms();
                 if vms.iter().all(|vm| vm.settled) && self.engine.state.transfers.is_empty() {
                     return;

@@ -23,6 +23,7 @@ mod parse;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use conuma_topology::{Bytes, CpuSet, NodeId, PciAddress, VmName};
 use serde::{Deserialize, Serialize};
@@ -41,6 +42,9 @@ pub struct VmSpec {
     pub name: VmName,
     /// `weight`, 1 to 10000; 100 if left out. Kept and shown; nothing goes by it yet.
     pub weight: u32,
+    /// `agent`: whether the guest is to have an agent; it is if left out.
+    #[serde(default)]
+    pub agent: Agent,
     /// `[guarantee]`: what it always gets back on request.
     pub guarantee: Wish,
     /// `[initial]`: what it holds at start; `None`: its guarantee.
@@ -58,6 +62,29 @@ pub struct VmSpec {
     /// Where in which file each value stands, for errors; empty in a spec that did not come from a file.
     #[serde(skip)]
     source: Source,
+}
+
+/// Whether a guest is to have an agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Agent {
+    /// It is: what moves, moves by agreement with it.
+    #[default]
+    Expected,
+    /// It is not: the host alone enforces what the VM holds, until an agent appears all the same.
+    None,
+}
+
+impl FromStr for Agent {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "expected" => Ok(Self::Expected),
+            "none" => Ok(Self::None),
+            _ => Err(format!("`{text}` is neither \"expected\" nor \"none\"")),
+        }
+    }
 }
 
 /// Cores and memory that someone asks for; what is `None` is not asked for.
@@ -148,7 +175,16 @@ impl VmSpec {
 impl PartialEq for VmSpec {
     fn eq(&self, other: &Self) -> bool {
         let key = |s: &Self| {
-            (s.name.clone(), s.weight, s.guarantee.clone(), s.initial.clone(), s.limit.clone(), s.boot.clone(), s.cid)
+            (
+                s.name.clone(),
+                s.weight,
+                s.agent,
+                s.guarantee.clone(),
+                s.initial.clone(),
+                s.limit.clone(),
+                s.boot.clone(),
+                s.cid,
+            )
         };
         key(self) == key(other) && self.devices == other.devices && self.qemu_args == other.qemu_args
     }

@@ -9,9 +9,10 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::error::{Problem, SpecError};
-use super::{Boot, BootSource, CoreWish, MEMORY_UNIT, MemoryWish, VmSpec, Wish};
+use super::{Agent, Boot, BootSource, CoreWish, MEMORY_UNIT, MemoryWish, VmSpec, Wish};
 
-const TOP_KEYS: &[&str] = &["name", "weight", "cid", "guarantee", "initial", "limit", "boot", "devices", "qemu_args"];
+const TOP_KEYS: &[&str] =
+    &["name", "weight", "agent", "cid", "guarantee", "initial", "limit", "boot", "devices", "qemu_args"];
 const WISH_KEYS: &[&str] = &["cores", "cpus", "memory"];
 const BOOT_KEYS: &[&str] = &["memory_per_node", "kernel", "initrd", "cmdline", "disk"];
 const DEFAULT_WEIGHT: u32 = 100;
@@ -103,6 +104,7 @@ impl Reader {
         };
         let weight = top.get("weight").and_then(|v| self.integer("weight", v, 1, 10_000));
         let cid = top.get("cid").and_then(|v| self.integer("cid", v, FIRST_CID.into(), (u32::MAX - 1).into()));
+        let agent = top.get("agent").and_then(|v| self.parsed::<Agent>("agent", v, "\"expected\" or \"none\""));
         let initial = top.get("initial").and_then(|v| self.wish("initial", v));
         let limit = top.get("limit").and_then(|v| self.wish("limit", v));
         let boot = match top.get("boot") {
@@ -116,6 +118,7 @@ impl Reader {
         Some(VmSpec {
             name: name?,
             weight: weight.unwrap_or(DEFAULT_WEIGHT),
+            agent: agent.unwrap_or_default(),
             guarantee,
             initial,
             limit,

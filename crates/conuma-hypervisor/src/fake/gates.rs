@@ -11,6 +11,7 @@ use conuma_topology::{Bytes, CpuId, CpuSet, VcpuId, VmName};
 use super::lock;
 use crate::gate::{Gate, GateError, Grip};
 use crate::gates::{GateRoot, Gates};
+use crate::vm::Adopted;
 
 /// Gates of any number of VMs in memory.
 #[derive(Debug, Default)]
@@ -49,6 +50,18 @@ impl MemoryGates {
     }
 }
 
+/// Sets gates right that somebody else turned; what was found.
+pub(super) fn put_right(there: &mut BTreeMap<VcpuId, Gate>, wanted: &BTreeMap<VcpuId, Gate>) -> Vec<String> {
+    let mut found = Vec::new();
+    for (vcpu, gate) in there {
+        if let Some(wanted) = wanted.get(vcpu).filter(|wanted| *wanted != gate) {
+            found.push(format!("the gate of vCPU {vcpu} was {gate}, not {wanted}"));
+            *gate = *wanted;
+        }
+    }
+    found
+}
+
 impl Gates for MemoryGates {
     fn create(&self, vcpus: &BTreeMap<VcpuId, CpuId>, open: &CpuSet, _emulator: &CpuSet) -> Result<(), GateError> {
         let gate = |cpu: CpuId| if open.contains(cpu) { Gate::Open } else { Gate::Closed(Grip::SOFT) };
@@ -69,10 +82,23 @@ impl Gates for MemoryGates {
         None
     }
 
-    fn adopt(&self, _process: Pid, vcpu_threads: &BTreeMap<VcpuId, Tid>) -> Result<usize, GateError> {
+    fn adopt(&self, _process: Pid, vcpu_threads: &BTreeMap<VcpuId, Tid>) -> Result<Adopted, GateError> {
         let mut state = lock(&self.state);
-        let adopted = state.as_mut().map(|state| &mut state.adopted);
-        Ok(adopted.map_or(0, |adopted| vcpu_threads.values().filter(|thread| adopted.insert(**thread)).count()))
+        let Some(State { adopted, .. }) = state.as_mut() else { return Ok(Adopted::default()) };
+        let new = vcpu_threads.iter().filter(|(_, thread)| adopted.insert(**thread));
+        Ok(Adopted { vcpus: new.map(|(vcpu, _)| *vcpu).collect(), others: 0 })
+    }
+
+    fn put_right(
+        &self,
+        _vcpus: &BTreeMap<VcpuId, CpuId>,
+        gates: &BTreeMap<VcpuId, Gate>,
+    ) -> Result<Vec<String>, GateError> {
+        Ok(lock(&self.state).as_mut().map(|state| put_right(&mut state.gates, gates)).unwrap_or_default())
+    }
+
+    fn release(&self, _process: Pid) -> Result<(), GateError> {
+        self.remove()
     }
 
     fn set(&self, vcpu: VcpuId, gate: Gate) -> Result<(), GateError> {

@@ -20,7 +20,7 @@ use crate::error::HypervisorError;
 use crate::facts::HypervisorFacts;
 use crate::gate::{Gate, GateError, Grip};
 use crate::qmp::QmpError;
-use crate::vm::{Hypervisor, MemoryState, RunState, Vm, VmEvent};
+use crate::vm::{Adopted, Hypervisor, MemoryState, RunState, Vm, VmEvent};
 
 /// How a fake VM misbehaves.
 #[derive(Debug, Clone, Default)]
@@ -75,6 +75,8 @@ struct State {
     console: String,
     faults: Faults,
     failed: BTreeMap<&'static str, u32>,
+    released: bool,
+    ceiling: Option<Bytes>,
 }
 
 const EVENT_BACKLOG: usize = 64;
@@ -140,6 +142,21 @@ impl Hypervisor for FakeHypervisor {
 }
 
 impl FakeVm {
+    /// Somebody other than its daemon turns a gate.
+    pub fn turn_gate(&self, vcpu: VcpuId, gate: Gate) {
+        lock(&self.state).gates.insert(vcpu, gate);
+    }
+
+    /// The ceiling on its memory that was set last.
+    pub fn ceiling(&self) -> Option<Bytes> {
+        lock(&self.state).ceiling
+    }
+
+    /// Whether its daemon let go of it.
+    pub fn is_released(&self) -> bool {
+        lock(&self.state).released
+    }
+
     fn new(plan: &BindingPlan, open: &CpuSet, pid: Pid) -> Self {
         let gate = |cpu| if open.contains(cpu) { Gate::Open } else { Gate::Closed(Grip::SOFT) };
         let device = |max| MemoryState { max, block: plan.memory_unit, ..MemoryState::default() };
@@ -151,6 +168,8 @@ impl FakeVm {
             console: String::new(),
             faults: Faults::default(),
             failed: BTreeMap::new(),
+            released: false,
+            ceiling: None,
         };
         let (events, _) = broadcast::channel(EVENT_BACKLOG);
         Self {
@@ -326,6 +345,11 @@ impl Vm for FakeVm {
         self.device(&state, node)
     }
 
+    async fn limit_memory(&self, bytes: Bytes) -> Result<(), HypervisorError> {
+        self.enter().await?.ceiling = Some(bytes);
+        Ok(())
+    }
+
     async fn set_gate(&self, vcpu: VcpuId, gate: Gate) -> Result<(), HypervisorError> {
         let mut state = self.enter().await?;
         if state.faults.gates_stuck {
@@ -352,8 +376,19 @@ impl Vm for FakeVm {
         Ok(vcpus.iter().map(|vcpu| (*vcpu, ran(vcpu))).collect())
     }
 
-    async fn adopt_threads(&self) -> Result<usize, HypervisorError> {
-        Ok(0)
+    async fn adopt_threads(&self) -> Result<Adopted, HypervisorError> {
+        Ok(Adopted::default())
+    }
+
+    async fn put_right(&self, gates: &BTreeMap<VcpuId, Gate>) -> Result<Vec<String>, HypervisorError> {
+        Ok(gates::put_right(&mut self.enter().await?.gates, gates))
+    }
+
+    async fn release(&self) -> Result<(), HypervisorError> {
+        let mut state = self.enter().await?;
+        state.gates.values_mut().for_each(|gate| *gate = Gate::Open);
+        state.released = true;
+        Ok(())
     }
 
     async fn console(&self) -> Result<String, HypervisorError> {

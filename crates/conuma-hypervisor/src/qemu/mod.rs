@@ -208,6 +208,6 @@ fn ceiling(plan: &BindingPlan) -> Bytes {
 
 /// Guest memory and what QEMU and KVM need for it: page tables and per-page records (up to 0.5 %, here twice that), QEMU's
 /// own heap, and buffers of its devices.
-fn with_overhead(guest: Bytes) -> Bytes {
+pub(super) fn with_overhead(guest: Bytes) -> Bytes {
     guest + Bytes(guest.0 / 100) + Bytes::mib(512)
 }

@@ -6,19 +6,21 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use conuma_binding::BindingPlan;
+use conuma_linux::cgroup::Limit;
 use conuma_linux::procfs::{Pid, ProcFs, Tid};
-use conuma_topology::{Bytes, NodeId, VcpuId, VmName};
+use conuma_topology::{Bytes, CpuId, NodeId, VcpuId, VmName};
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
 
 use super::process::Process;
+use super::with_overhead;
 use crate::error::HypervisorError;
 use crate::gate::{Gate, GateError};
 use crate::gates::Gates;
 use crate::qmp::{Qmp, QmpError, QmpEvent};
-use crate::vm::{MemoryState, RunState, Vm, VmEvent};
+use crate::vm::{Adopted, MemoryState, RunState, Vm, VmEvent};
 
 /// For one answer of QEMU's; it answers at once unless its main loop is busy (mapping memory, under emulation).
 const ANSWER: Duration = Duration::from_secs(10);
@@ -37,6 +39,8 @@ pub(super) struct QemuVm {
     gates: Arc<dyn Gates>,
     proc: ProcFs,
     threads: BTreeMap<VcpuId, Tid>,
+    /// What each vCPU is bound to.
+    cpus: BTreeMap<VcpuId, CpuId>,
     devices: BTreeMap<NodeId, String>,
     events: broadcast::Sender<VmEvent>,
     listener: AbortHandle,
@@ -63,7 +67,8 @@ impl QemuVm {
         let listener = tokio::spawn(translate(qmp.events(), events.clone())).abort_handle();
         let devices = plan.memory.iter().filter(|node| node.is_flexible()).map(|node| (node.host, node.device_id()));
         let devices = devices.collect();
-        Ok(Self { name: plan.name.clone(), process, qmp, gates, proc, threads, devices, events, listener })
+        let cpus = plan.replica.vcpus.iter().map(|vcpu| (vcpu.id, vcpu.cpu)).collect();
+        Ok(Self { name: plan.name.clone(), process, qmp, gates, proc, threads, cpus, devices, events, listener })
     }
 
     async fn call(&self, command: &str, arguments: Value) -> Result<Value> {
@@ -173,6 +178,10 @@ impl Vm for QemuVm {
         })
     }
 
+    async fn limit_memory(&self, bytes: Bytes) -> Result<()> {
+        self.gates.set_memory_max(Limit::At(with_overhead(bytes))).map_err(|source| self.gate_failed(source))
+    }
+
     async fn set_gate(&self, vcpu: VcpuId, gate: Gate) -> Result<()> {
         self.gates.set(vcpu, gate).map_err(|source| self.gate_failed(source))
     }
@@ -195,8 +204,16 @@ impl Vm for QemuVm {
         times.map(|times| times.into_iter().flatten().collect()).map_err(|source| self.gate_failed(source))
     }
 
-    async fn adopt_threads(&self) -> Result<usize> {
+    async fn adopt_threads(&self) -> Result<Adopted> {
         self.gates.adopt(self.process.pid(), &self.threads).map_err(|source| self.gate_failed(source))
+    }
+
+    async fn put_right(&self, gates: &BTreeMap<VcpuId, Gate>) -> Result<Vec<String>> {
+        self.gates.put_right(&self.cpus, gates).map_err(|source| self.gate_failed(source))
+    }
+
+    async fn release(&self) -> Result<()> {
+        self.gates.release(self.process.pid()).map_err(|source| self.gate_failed(source))
     }
 
     async fn memory_by_node(&self) -> Result<BTreeMap<NodeId, Bytes>> {

@@ -21,6 +21,15 @@ fn what(kind: &EventKind, style: Style) -> String {
         EventKind::AgentLost { vm, why } => style.warn(&format!("{vm}: {why}")),
         EventKind::VmSettled { vm } => format!("{vm}: guest, gates and QEMU follow the ledger"),
         EventKind::VmSilent { vm } => style.warn(&format!("{vm}: did not answer, its memory cannot move")),
+        EventKind::VmTrespasses { vm, trespasses: true } => {
+            style.warn(&format!("{vm}: uses more memory than it holds, and gets none"))
+        }
+        EventKind::VmTrespasses { vm, trespasses: false } => format!("{vm}: uses no more memory than it holds"),
+        EventKind::HostCpus { offline } if offline.is_empty() => "all CPUs of the host are online".into(),
+        EventKind::HostCpus { offline } => {
+            style.warn(&format!("CPUs {offline} of the host are offline, their vCPUs are stopped"))
+        }
+        EventKind::Repaired { vm, what } => style.warn(&format!("{vm}: set right: {}", what.join("; "))),
         EventKind::GateChanged { vm, cpu, gate } => format!("{vm}: CPU {cpu} {}", gate_name(*gate)),
         EventKind::TransferWaiting { transfer } => format!("transfer {transfer} waits for another"),
         EventKind::TransferBegan { transfer, plan } => {

@@ -59,6 +59,7 @@ fn summary() -> VmSummary {
         guarantee: Demand { cores: Some(CoreDemand::Count(2)), memory: Some(MemoryDemand::Total(Bytes::mib(512))) },
         settled: true,
         lends_memory: true,
+        takes_memory: true,
     }
 }
 
@@ -238,9 +239,11 @@ fn vms_are_listed() {
         agent: AgentState::Awaited,
         settled: false,
         lends_memory: false,
+        takes_memory: false,
         ..summary()
     };
-    insta::assert_snapshot!("list", vm::list(&[summary(), starting], Style::PLAIN));
+    let alone = VmSummary { name: name("alone"), agent: AgentState::None, takes_memory: false, ..summary() };
+    insta::assert_snapshot!("list", vm::list(&[summary(), starting, alone], Style::PLAIN));
     insta::assert_snapshot!("list_none", vm::list(&[], Style::PLAIN));
 }
 
@@ -335,6 +338,11 @@ fn events_are_a_line_each() {
         EventKind::GateChanged { vm: name("a"), cpu: CpuId(3), gate: GateState::Firm },
         EventKind::VmSettled { vm: name("a") },
         EventKind::VmSilent { vm: name("b") },
+        EventKind::VmTrespasses { vm: name("b"), trespasses: true },
+        EventKind::VmTrespasses { vm: name("b"), trespasses: false },
+        EventKind::HostCpus { offline: "3".parse().expect("CPUs") },
+        EventKind::HostCpus { offline: CpuSet::new() },
+        EventKind::Repaired { vm: name("b"), what: vec!["the thread of vCPU 3 may run on CPUs 0-7".into()] },
         EventKind::VmReset { vm: name("b") },
         EventKind::AgentLost { vm: name("b"), why: "the connection was reset".into() },
         EventKind::Violated(ViolationInfo { code: "i1".into(), message: "core 4 is open to a and b".into() }),

@@ -211,6 +211,7 @@ fn agent(agent: AgentState, style: Style) -> String {
         AgentState::Connected => style.good("connected"),
         AgentState::Awaited => style.warn("awaited"),
         AgentState::Lost => style.bad("lost"),
+        AgentState::None => "none".into(),
         AgentState::Unknown => "unknown".into(),
     }
 }
@@ -218,7 +219,9 @@ fn agent(agent: AgentState, style: Style) -> String {
 fn remarks(vm: &VmSummary, style: Style) -> String {
     let unsettled = if vm.settled { "" } else { "does not follow the ledger yet" };
     let silent = if vm.lends_memory { "" } else { "its memory cannot move: the guest did not answer" };
-    join(&[style.warn(unsettled), style.warn(silent)])
+    let trespasses =
+        if vm.takes_memory || !vm.lends_memory { "" } else { "it uses more memory than it holds, and gets none" };
+    join(&[style.warn(unsettled), style.warn(silent), style.bad(trespasses)])
 }
 
 fn join(parts: &[String]) -> String {

@@ -45,7 +45,7 @@ async fn agent(
     console: &mut Console<'_>,
 ) -> anyhow::Result<VmDetail> {
     let name = vm.summary.name.clone();
-    while vm.agent.state != AgentState::Connected {
+    while vm.agent.state != AgentState::Connected && vm.summary.agent != AgentState::None {
         let pid = vm.process.as_ref().map(|process| format!(" (pid {})", process.pid)).unwrap_or_default();
         console.progress(&[format!("{name} runs{pid}; waiting for the agent in the guest")])?;
         if !changes.wait_for(|event| event.vm() == Some(&name)).await? {

@@ -8,8 +8,8 @@ use std::time::Duration;
 use conuma_api::EventKind;
 use conuma_balancing as balancing;
 use conuma_balancing::{Action, ActionKind, Failure, Outcome};
-use conuma_hypervisor::HypervisorError;
 use conuma_hypervisor::gate::{Gate, Grip};
+use conuma_hypervisor::{Adopted, HypervisorError};
 use conuma_topology::{CpuSet, VcpuId};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -20,8 +20,15 @@ use super::{Fence, Tools, chain, failure};
 use crate::wire::gate_state;
 
 pub(super) async fn run(tools: Arc<Tools>, mut actions: mpsc::Receiver<Action>) {
-    let mut lane =
-        GateLane { tools, brakes: BTreeMap::new(), seen: BTreeMap::new(), looked: Instant::now(), ailing: false };
+    let mut lane = GateLane {
+        tools,
+        brakes: BTreeMap::new(),
+        seen: BTreeMap::new(),
+        looked: Instant::now(),
+        ailing: false,
+        looks: 0,
+        learned: false,
+    };
     lane.learn().await;
     let mut fence = Fence::default();
     let mut looks = interval(lane.tools.look);
@@ -51,18 +58,25 @@ struct GateLane {
     looked: Instant,
     /// The last look failed: said once.
     ailing: bool,
+    /// Looks so far.
+    looks: u32,
+    /// How the gates stood when it began is known.
+    learned: bool,
 }
+
+/// Every so many looks gates and bindings are read back: somebody else may have changed them.
+const LOOKS_PER_AUDIT: u32 = 5;
 
 impl GateLane {
     /// Learns how gates stand, as another daemon may have left them.
     async fn learn(&mut self) {
-        if let Ok(gates) = self.tools.vm.gates().await {
-            for (vcpu, gate) in gates {
-                if let Gate::Closed(grip) = gate {
-                    self.brakes.insert(vcpu, Brake::closed(grip));
-                }
+        let Ok(gates) = self.tools.vm.gates().await else { return };
+        for (vcpu, gate) in gates {
+            if let Gate::Closed(grip) = gate {
+                self.brakes.insert(vcpu, Brake::closed(grip));
             }
         }
+        self.learned = true;
     }
 
     async fn turn(&mut self, action: &Action) -> Outcome {
@@ -119,11 +133,31 @@ impl GateLane {
         }
     }
 
-    async fn try_look(&mut self) -> Result<(), HypervisorError> {
-        let moved = self.tools.vm.adopt_threads().await?;
-        if moved > 0 {
-            tracing::debug!(vm = %self.tools.plan.name, moved, "threads were placed");
+    /// Finds and sets right what somebody else has changed. Threads are looked at each time, as QEMU makes new ones.
+    async fn audit(&mut self) -> Result<(), HypervisorError> {
+        let Adopted { vcpus, others } = self.tools.vm.adopt_threads().await?;
+        if others > 0 {
+            tracing::debug!(vm = %self.tools.plan.name, others, "threads were placed");
         }
+        let mut found: Vec<String> =
+            vcpus.iter().map(|vcpu| format!("the thread of vCPU {vcpu} was in another cgroup")).collect();
+        self.looks += 1;
+        if self.learned && self.looks.is_multiple_of(LOOKS_PER_AUDIT) {
+            let gates = self.tools.plan.replica.vcpus.iter().map(|vcpu| {
+                (vcpu.id, self.brakes.get(&vcpu.id).map_or(Gate::Open, |brake| Gate::Closed(brake.grip())))
+            });
+            found.extend(self.tools.vm.put_right(&gates.collect()).await?);
+        }
+        if !found.is_empty() {
+            let vm = self.tools.plan.name.clone();
+            tracing::warn!(%vm, "somebody else changes what Conuma has set; set right: {}", found.join("; "));
+            self.tools.bus.tell(EventKind::Repaired { vm, what: found });
+        }
+        Ok(())
+    }
+
+    async fn try_look(&mut self) -> Result<(), HypervisorError> {
+        self.audit().await?;
         let closed: Vec<VcpuId> = self.brakes.keys().copied().collect();
         let now = Instant::now();
         let window = now.saturating_duration_since(self.looked);

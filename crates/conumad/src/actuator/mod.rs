@@ -62,6 +62,8 @@ pub struct Tools {
     pub look: Duration,
     /// What a guest does in passing on a gated vCPU, in thousandths of the time; more is braked.
     pub stray: u32,
+    /// No agent is expected in the guest.
+    pub agentless: bool,
 }
 
 /// `MemTotal` of each node less what was plugged when it was measured: boot memory less what the guest's kernel

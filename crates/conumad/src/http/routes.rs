@@ -127,8 +127,7 @@ pub(super) async fn order(State(room): Shared, body: Bytes) -> Answer<TransferAn
         let planned = room.core.look(move |engine, _| engine.preview(&request)).await.map_err(stopping)?;
         return Ok(Json(TransferAnswer::Plan(wire::plan(&planned.map_err(|why| wire::refusal(&why))?))));
     }
-    let begun = room.core.request(request).await.map_err(stopping)?;
-    let id = begun.map_err(|why| wire::refusal(&why))?;
+    let id = room.core.request(request).await.map_err(|why| wire::not_begun(&why))?;
     tracing::info!(transfer = id.0, "transfer accepted");
     Ok(Json(TransferAnswer::Transfer(Box::new(known_transfer(&room, id).await?))))
 }

@@ -11,6 +11,7 @@ pub(super) fn engine_spec(spec: &binding::VmSpec, plan: &BindingPlan) -> VmSpec 
         limit: spec.limit.as_ref().map(demand).unwrap_or_default(),
         initial: demand(&spec.initial_wish()),
         boot: plan.boot_memory(),
+        agentless: spec.agent == binding::Agent::None,
         devices: plan
             .memory
             .iter()

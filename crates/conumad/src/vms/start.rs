@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use conuma_api::{Code, EventKind, Problem, StartPlan, VmDetail};
 use conuma_balancing::{Event, Resources, VmFound};
-use conuma_binding::{BindingPlan, PlanError, PlanOptions, VmSpec};
+use conuma_binding::{Agent, BindingPlan, PlanError, PlanOptions, VmSpec};
 use conuma_hypervisor::qemu::command_line;
 use conuma_hypervisor::{Hypervisor, HypervisorError, RunState, Vm};
 use conuma_topology::VmName;
@@ -26,7 +26,7 @@ use super::{Entry, Phase, Room, Running, observe};
 use crate::actuator::{Actuator, Baseline, Excuses, Tools, Watch, chain};
 use crate::agent::AgentLink;
 use crate::config::Settings;
-use crate::wire::{refusal, resources};
+use crate::wire::{not_begun, refusal, resources};
 
 /// Context ids below are the hypervisor's and the host's own.
 const FIRST_CID: u32 = 3;
@@ -102,7 +102,7 @@ impl Room {
         let entry = self.claim(file)?;
         let name = entry.plan.name.clone();
         let admitted = self.core.admit(engine_spec(&entry.spec, &entry.plan)).await;
-        let admitted = admitted.map_err(stopping).and_then(|admitted| admitted.map_err(|why| refusal(&why)));
+        let admitted = admitted.map_err(|why| not_begun(&why));
         let kept = admitted.and_then(|held| {
             let kept = VmFiles::of(&self.settings.vms(), &name).keep(file, &entry.plan);
             kept.map_err(|error| {
@@ -224,7 +224,10 @@ impl Room {
         let door = self.settings.doors.of(&plan.name, plan.cid);
         let link = AgentLink::start(door, self.clock, events, stop.clone());
         let baseline = Arc::new(Baseline::default());
-        let (boot, memory) = (self.settings.boot_grace(), self.settings.timing.shrink);
+        let agentless = entry.spec.agent == Agent::None;
+        // Nobody will say that it has booted.
+        let boot = if agentless { self.settings.timing.shrink } else { self.settings.boot_grace() };
+        let memory = self.settings.timing.shrink;
         let excuses = Arc::new(Excuses::new(std::time::Instant::now(), boot, memory));
         let running = Running::new(vm.clone(), link.clone(), baseline.clone(), excuses.clone());
         let tools = Tools {
@@ -238,6 +241,7 @@ impl Room {
             bus: self.bus.clone(),
             look: self.settings.look,
             stray: self.settings.stray,
+            agentless,
         };
         self.core.attach(plan.name.clone(), Actuator::start(Arc::new(tools), &stop));
         let (room, entry, watched) = (self.clone(), entry.clone(), running.clone());

@@ -210,7 +210,9 @@ impl Room {
         if !matches!(*entry.phase.borrow(), Phase::Running(_)) {
             return;
         }
-        for violation in self.beyond_holding(entry, running).await.unwrap_or_default() {
+        let Ok(beyond) = self.beyond_holding(entry, running).await else { return };
+        self.core.happened(Event::MemoryAudited { vm: entry.plan.name.clone(), trespasses: !beyond.is_empty() });
+        for violation in beyond {
             tracing::warn!(vm = %entry.plan.name, violation = %violation.message, "audit");
             self.bus.tell(EventKind::Violated(violation));
         }

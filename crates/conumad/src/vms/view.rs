@@ -230,12 +230,17 @@ fn summary(view: &VmView, cores: u32, entry: Option<&Entry>) -> VmSummary {
             Life::Starting => VmState::Starting,
             Life::Running => VmState::Running,
         },
-        agent: running.map_or(AgentState::Awaited, |running| agent_state(running.link.status().state)),
+        agent: match running.map_or(LinkState::Awaited, |running| running.link.status().state) {
+            LinkState::Connected => AgentState::Connected,
+            _ if view.spec.agentless => AgentState::None,
+            state => agent_state(state),
+        },
         holding: resources(&view.holding),
         cores,
         guarantee: demand(&view.spec.guarantee),
         settled: view.settled,
         lends_memory: view.lends_memory,
+        takes_memory: view.takes_memory,
     }
 }
 

@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::amounts::engine_demand;
 use super::{count, demand, holder, micros, resources, violation};
 use crate::clock::unix_ms;
+use crate::core::NotBegun;
 
 /// The name of a kind, as it is written.
 pub(super) fn kind_of(value: &impl Serialize) -> String {
@@ -43,6 +44,16 @@ pub(crate) fn refusal(of: &Refusal) -> Problem {
         Refusal::SeveralBorrowers { .. } => problem.with_hint("say with --from which should give"),
         Refusal::BelowGuarantee { .. } => problem.with_hint("it gets it back with `conuma recall` at any time"),
         _ => problem,
+    }
+}
+
+/// Why nothing was begun, in the words of the API.
+pub(crate) fn not_begun(of: &NotBegun) -> Problem {
+    match of {
+        NotBegun::Refused(why) => refusal(why),
+        NotBegun::Journal(_) => Problem::new(Code::Internal, of.to_string())
+            .with_hint("make room on the disk of the daemon's state directory; what VMs hold is safe meanwhile"),
+        NotBegun::Stopped(_) => Problem::new(Code::Stopping, of.to_string()),
     }
 }
 
@@ -157,6 +168,7 @@ fn shortfall(of: &Shortfall) -> api::Shortfall {
         Reason::DonorNeeds => "it is owed, but a VM keeps its boot memory, its last core and its guarantee".into(),
         Reason::NoRoom => "the recipient has no room for it: its limit, or its devices".into(),
         Reason::Unanswering(vm) => format!("{vm} does not answer: its memory is left alone until it does"),
+        Reason::Trespasses(vm) => format!("{vm} uses more memory than it holds: it gets none until it does not"),
         Reason::PoolLacks(short) => format!("the recipient is still {short} short of its guarantee"),
     };
     api::Shortfall { what: resources(&of.what), code: kind_of(&of.why), message, now_with: holder(&of.now_with) }
@@ -222,6 +234,22 @@ pub(crate) fn notice_event(of: &Notice, engine: &Engine, now: Duration) -> Optio
         Notice::Silent { vm } => {
             tracing::warn!(%vm, "the guest does not answer: its memory neither shrinks nor grows until it does");
             api::EventKind::VmSilent { vm: vm.clone() }
+        }
+        Notice::Trespasses { vm, trespasses } => {
+            match trespasses {
+                true => tracing::warn!(%vm, "it uses more memory than it holds: it gets none until it does not"),
+                false => tracing::info!(%vm, "it uses no more memory than it holds: it may have more again"),
+            }
+            api::EventKind::VmTrespasses { vm: vm.clone(), trespasses: *trespasses }
+        }
+        Notice::HostCpus { offline } => {
+            match offline.is_empty() {
+                true => tracing::info!("all CPUs of the host are online again"),
+                false => {
+                    tracing::warn!(%offline, "CPUs of the host are offline: their vCPUs are stopped until they return")
+                }
+            }
+            api::EventKind::HostCpus { offline: offline.clone() }
         }
         Notice::Violated(what) => {
             tracing::error!(violation = %what, "an invariant does not hold");

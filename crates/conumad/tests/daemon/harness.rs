@@ -79,6 +79,7 @@ impl Host {
     pub async fn boot_with(adjust: fn(&mut Settings)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("agents")).unwrap();
+        std::fs::write(dir.path().join("online"), "0-7\n").unwrap();
         let client = Client::new(dir.path().join("run/conumad.sock"));
         let mut host = Self { dir, adjust, hypervisor: FakeHypervisor::default(), daemon: None, client };
         host.start_daemon().await;
@@ -121,7 +122,13 @@ impl Host {
 
     fn surroundings(&self) -> Surroundings {
         let hypervisor = Arc::new(self.hypervisor.clone());
-        Surroundings { machine: MACHINE.parse().unwrap(), boot_id: "this boot".into(), hypervisor }
+        let online = self.dir.path().join("online");
+        Surroundings { machine: MACHINE.parse().unwrap(), boot_id: "this boot".into(), hypervisor, online }
+    }
+
+    /// The host's kernel says that these CPUs are online.
+    pub fn cpus_online(&self, list: &str) {
+        std::fs::write(self.dir.path().join("online"), format!("{list}\n")).unwrap();
     }
 
     /// What a second start of the daemon comes to.

@@ -3,6 +3,7 @@
 
 mod brake;
 mod ends;
+mod enforce;
 mod guest;
 mod harness;
 mod life;
