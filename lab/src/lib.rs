@@ -14,6 +14,7 @@
 //! system is visible to them.
 
 pub mod bench;
+pub mod chaos;
 pub mod demo;
 pub mod image;
 pub mod observe;
@@ -22,6 +23,8 @@ pub mod wire;
 
 mod client;
 mod host;
+mod killer;
+mod liar;
 mod monitor;
 mod responder;
 mod shell;
@@ -30,6 +33,8 @@ mod stage;
 
 pub use client::{Client, Output};
 pub use host::{Kit, Lab, Look, Running, wait_until};
+pub use killer::{Kill, kill_at};
+pub use liar::{Lie, lie};
 pub use monitor::Monitor;
 pub use responder::serve;
 pub use shell::{print, shell};

@@ -84,6 +84,11 @@ impl Monitor {
         Ok(())
     }
 
+    /// Gives a command that takes no arguments.
+    pub fn order(&mut self, command: &str) -> Result<()> {
+        self.call(command, json!({})).map(drop)
+    }
+
     fn device(&self, node: u32) -> Result<String> {
         let device = self.devices.iter().find(|(_, home)| *home == node);
         Ok(device.with_context(|| format!("no virtio-mem device of node {node}"))?.0.clone())

@@ -22,6 +22,8 @@ const BOOT_MEMORY: &str = "192M";
 const RESERVE: &str = "256M";
 /// Everything is emulated: deadlines made for real hosts are too short by that much.
 const PATIENCE: u32 = 3;
+/// Seconds between audits of memory.
+const AUDIT: u32 = 20;
 const GUEST_CMDLINE: &str = "console=ttyS0 quiet nowatchdog mitigations=off rdinit=/init";
 /// The emulator's SVM now and then corrupts a host that runs two guests on one processor: its kernel panics, or a guest
 /// faults and boots anew. That says nothing about what is tested.
@@ -45,6 +47,17 @@ pub struct GuestSpec {
     pub cpus: &'static str,
     /// Memory it holds at start beyond its boot memory.
     pub memory: &'static [(u32, Bytes)],
+    /// Neither has it an agent, nor does its VM file expect one.
+    pub agentless: bool,
+    /// More arguments of QEMU.
+    pub qemu_args: &'static [&'static str],
+}
+
+impl GuestSpec {
+    /// A guest that has no more than its guarantee, and an agent.
+    pub const fn plain(name: &'static str, guarantee: &'static str, cpus: &'static str) -> Self {
+        Self { name, kernel: "guest-6.12", guarantee, cpus, memory: &[], agentless: false, qemu_args: &[] }
+    }
 }
 
 /// A host with its daemon.
@@ -112,7 +125,7 @@ impl Stage {
         // A vCPU that halts would spin for a while: on an emulated CPU that is time another one needs.
         self.lab.sh("echo 0 > /sys/module/kvm/parameters/halt_poll_ns")?;
         self.lab.sh(&format!(
-            "setsid conumad --patience {PATIENCE} --reserve-memory {RESERVE} </dev/null >>/run/conumad.log 2>&1 & echo $! >/run/conumad.pid"
+            "setsid conumad --patience {PATIENCE} --audit-every {AUDIT} --reserve-memory {RESERVE} </dev/null >>/run/conumad.log 2>&1 & echo $! >/run/conumad.pid"
         ))?;
         self.lab.until("the daemon", Duration::from_secs(60), |lab| {
             let output = lab.run(&["conuma", "list", "--json"])?;
@@ -128,6 +141,28 @@ impl Stage {
         Ok(())
     }
 
+    /// Gives a command without arguments to a guest's QEMU, past the daemon.
+    pub fn monitor(&self, vm: &str, command: &str) -> Result<()> {
+        self.lab.ok(&["conuma-lab-init", "qmp", &format!("/run/witness-{vm}.sock"), command]).map(drop)
+    }
+
+    /// What follows does not take resets so far for faults of the emulator: they were asked for.
+    pub fn forgive_reset(&self) -> Result<()> {
+        self.lab.sh("sed -i 's/guest was reset/guest was told to boot/' /run/conumad.log").map(drop)
+    }
+
+    /// Leaves not a byte where the daemon keeps its journal.
+    pub fn fill_disk(&self) -> Result<()> {
+        let fill = "cd /var/lib/conuma; dd if=/dev/zero of=filler bs=4k 2>/dev/null; rm -f *.new; \
+                    dd if=/dev/zero of=filler2 bs=1 count=4096 2>/dev/null; true";
+        self.lab.sh(fill).map(drop)
+    }
+
+    /// Makes room there again.
+    pub fn free_disk(&self) -> Result<()> {
+        self.lab.sh("rm -f /var/lib/conuma/filler*").map(drop)
+    }
+
     /// Starts guests, one after the other: two that boot side by side on the same emulated processors tempt the emulator.
     pub fn start_guests(&self, guests: &[GuestSpec]) -> Result<()> {
         for guest in guests {
@@ -137,9 +172,22 @@ impl Stage {
             start.wait(GUESTS_BUDGET, &mut |_| {})?.ok().with_context(|| format!("starting {}", guest.name))?;
         }
         for guest in guests {
-            self.until_agent(guest.name)?;
+            self.until_settled(guest.name)?;
         }
         Ok(())
+    }
+
+    /// Waits until everything follows the ledger, whether there is an agent or none is expected.
+    pub fn until_settled(&self, vm: &str) -> Result<VmDetail> {
+        self.lab.until(&format!("{vm} to follow the ledger"), GUESTS_BUDGET, |_| {
+            let detail = self.show(vm)?;
+            let there = matches!(detail.summary.agent, AgentState::Connected | AgentState::None);
+            Ok(if there && detail.summary.settled {
+                Look::Done(detail)
+            } else {
+                Look::NotYet(format!("{:?}", detail.summary))
+            })
+        })
     }
 
     /// Waits until a VM's agent is connected and everything follows the ledger.
@@ -180,7 +228,7 @@ impl Stage {
             format!("{{ {} }}", parts.join(", "))
         };
         let name = guest.name;
-        let qemu_args = [
+        let mut qemu_args = vec![
             "-device".to_owned(),
             "virtio-serial-pci".to_owned(),
             "-chardev".to_owned(),
@@ -192,10 +240,12 @@ impl Stage {
             "-qmp".to_owned(),
             format!("unix:/run/witness-{name}.sock,server=on,wait=off"),
         ];
+        qemu_args.extend(guest.qemu_args.iter().map(|arg| (*arg).to_owned()));
+        let (agent, word) = if guest.agentless { ("none", " conuma.agent=none") } else { ("expected", "") };
         format!(
-            "name = \"{name}\"\nqemu_args = {qemu_args:?}\n\n[guarantee]\n{guarantee}\nmemory = {guaranteed}\n\n\
+            "name = \"{name}\"\nagent = \"{agent}\"\nqemu_args = {qemu_args:?}\n\n[guarantee]\n{guarantee}\nmemory = {guaranteed}\n\n\
              [initial]\ncpus = \"{cpus}\"\nmemory = {initial}\n\n[boot]\nmemory_per_node = \"{BOOT_MEMORY}\"\n\
-             kernel = \"/lab/{kernel}.vmlinuz\"\ninitrd = \"/lab/{kernel}.cpio\"\ncmdline = \"{GUEST_CMDLINE}\"\n",
+             kernel = \"/lab/{kernel}.vmlinuz\"\ninitrd = \"/lab/{kernel}.cpio\"\ncmdline = \"{GUEST_CMDLINE}{word}\"\n",
             guarantee = guest.guarantee,
             guaranteed = memory(&[]),
             cpus = guest.cpus,

@@ -43,6 +43,8 @@ enum Command {
     Lab(LabCommand),
     /// All that a change has to pass besides the tests: format, lints, tidy, licences, docs, generated files.
     Check(check::Options),
+    /// Set up, build, and let random faults loose on a virtual host, watched by an independent witness.
+    Chaos(Rest),
     /// Check the law of the rings and what else no lint knows.
     Tidy,
 }
@@ -62,7 +64,7 @@ enum LabCommand {
 /// Handed on to the lab program.
 #[derive(Args)]
 struct Rest {
-    /// Arguments for the lab program, such as a topology or `--rounds N`.
+    /// Arguments for the lab program, such as a topology, `--rounds N` or `--seed N --minutes M`.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
 }
@@ -91,6 +93,7 @@ impl Command {
             Self::Test(options) => return test::run(&workspace, &options),
             Self::Demo => return lab::run(&workspace, "demo", &[]),
             Self::Bench(Bench::Lend(rest)) => return lab::run(&workspace, "bench-lend", &rest.arguments),
+            Self::Chaos(rest) => return lab::run(&workspace, "chaos", &rest.arguments),
             Self::Lab(LabCommand::Shell(rest)) => return lab::run(&workspace, "shell", &rest.arguments),
             Self::Check(options) => check::run(&workspace, &options)?,
             Self::Tidy => tidy::run(&workspace.root)?,

@@ -17,12 +17,15 @@ use tokio::net::UnixStream;
 use crate::path::Paths;
 use crate::sse::{Frame, FrameReader};
 use crate::types::{
-    CheckReport, Code, Event, EventKind, HostInfo, LedgerInfo, Plan, Problem, StartAnswer, StartPlan, StartQuery,
-    StopQuery, Transfer, TransferAnswer, TransferOrder, TransferRequest, VmDetail, VmSummary,
+    CheckReport, Code, Event, EventKind, HostInfo, LedgerInfo, Plan, Problem, ReleaseAnswer, StartAnswer, StartPlan,
+    StartQuery, StopQuery, Transfer, TransferAnswer, TransferOrder, TransferRequest, VmDetail, VmSummary,
 };
 
 /// Largest answer that a client reads, in bytes: a machine of thousands of CPUs fits.
 const MAX_ANSWER: usize = 64 << 20;
+
+/// The name of the socket for those who may only look.
+pub const VIEWERS: &str = "viewers.sock";
 
 /// Speaks to one daemon.
 #[derive(Debug, Clone)]
@@ -68,7 +71,7 @@ impl ClientError {
         match self {
             Self::Connect { source, .. } => Some(match source.kind() {
                 io::ErrorKind::PermissionDenied => {
-                    "the socket belongs to root and the group of the daemon: join that group or use sudo".into()
+                    "the socket belongs to root and the daemon's --group (for looking, to --viewers): join it or use sudo".into()
                 }
                 _ => "is conumad running? `systemctl status conumad`; --socket names another socket".into(),
             }),
@@ -151,6 +154,11 @@ impl Client {
         accepted(&what, response).await.map(drop)
     }
 
+    /// Lets go of a VM, which runs on without Conuma.
+    pub async fn release(&self, name: &VmName) -> Result<ReleaseAnswer, ClientError> {
+        self.post(&Paths::release(name), &serde_json::json!({})).await
+    }
+
     /// Moves cores and memory; returns as soon as the transfer is accepted.
     pub async fn transfer(&self, request: TransferRequest) -> Result<Transfer, ClientError> {
         match self.post_transfer(TransferOrder { request, preview: false }).await? {
@@ -229,9 +237,14 @@ impl Client {
         body: Payload,
     ) -> Result<Response<Incoming>, ClientError> {
         let what = format!("{method} {path}");
-        let stream = UnixStream::connect(&self.socket)
-            .await
-            .map_err(|source| ClientError::Connect { socket: self.socket.clone(), source })?;
+        let stream = match UnixStream::connect(&self.socket).await {
+            // Whoever may only look has a socket beside the other.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && method == Method::GET => {
+                UnixStream::connect(self.socket.with_file_name(VIEWERS)).await.map_err(|_| error)
+            }
+            stream => stream,
+        };
+        let stream = stream.map_err(|source| ClientError::Connect { socket: self.socket.clone(), source })?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| broken(&what, e))?;
         // Ends when the answer has been read or dropped.

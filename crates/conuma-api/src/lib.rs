@@ -12,7 +12,7 @@ mod path;
 mod sse;
 mod types;
 
-pub use client::{Client, ClientError, EventStream};
+pub use client::{Client, ClientError, EventStream, VIEWERS};
 pub use path::{Paths, VERSION_PREFIX};
 pub use sse::{Frame, FrameReader};
 pub use types::*;

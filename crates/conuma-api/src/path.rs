@@ -30,6 +30,11 @@ impl Paths {
         format!("{}/{name}", Self::VMS)
     }
 
+    /// Where a VM is let go of.
+    pub fn release(name: &VmName) -> String {
+        format!("{}/{name}/release", Self::VMS)
+    }
+
     /// What happens; with a name only what concerns this VM, with kinds only those.
     pub fn events(vm: Option<&VmName>, kinds: &[&str]) -> String {
         let vm = vm.map(|vm| format!("vm={vm}"));

@@ -41,6 +41,8 @@ impl Lab {
         let settings = Settings {
             state: dir.path().join("state"),
             run: dir.path().join("run"),
+            group: None,
+            viewers: None,
             reserve: Reserve { cpus: CpuSet::new(), memory_per_node: Bytes::mib(128) },
             accel: Accel::Kvm,
             doors: Doors::Sockets(dir.path().join("agents")),

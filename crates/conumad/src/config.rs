@@ -26,6 +26,14 @@ pub struct Config {
     #[arg(long, value_name = "DIR", default_value = "/run/conuma", value_hint = ValueHint::DirPath)]
     pub run: PathBuf,
 
+    /// The group whose members may change things, besides root: equal to root on the host
+    #[arg(long, value_name = "GROUP", value_parser = group_id)]
+    pub group: Option<u32>,
+
+    /// The group whose members may look, by a socket of its own, `viewers.sock`
+    #[arg(long, value_name = "GROUP", value_parser = group_id)]
+    pub viewers: Option<u32>,
+
     /// Where sys/ and proc/ of the host are
     #[arg(long, value_name = "DIR", default_value = "/", value_hint = ValueHint::DirPath)]
     pub root: PathBuf,
@@ -92,6 +100,10 @@ pub struct Settings {
     pub state: PathBuf,
     /// Where the socket is made.
     pub run: PathBuf,
+    /// The group that may change things; none: root alone.
+    pub group: Option<u32>,
+    /// The group that may look; none: root alone.
+    pub viewers: Option<u32>,
     /// What stays with the host.
     pub reserve: Reserve,
     /// What runs the guests.
@@ -120,6 +132,8 @@ impl Config {
         Settings {
             state: self.state.clone(),
             run: self.run.clone(),
+            group: self.group,
+            viewers: self.viewers,
             reserve: Reserve { cpus: self.reserve_cpus.clone(), memory_per_node: self.reserve_memory },
             accel: match self.accel {
                 AccelChoice::Kvm => Accel::Kvm,
@@ -152,6 +166,11 @@ impl Settings {
         self.run.join("conumad.sock")
     }
 
+    /// The API's socket for those who may only look.
+    pub fn viewers_socket(&self) -> PathBuf {
+        self.run.join(conuma_api::VIEWERS)
+    }
+
     /// The directory of all VMs.
     pub fn vms(&self) -> PathBuf {
         self.state.join("vms")
@@ -166,8 +185,26 @@ impl Settings {
 
 /// Makes a directory that only root and the daemon's group may enter.
 pub fn make_private_dir(path: &Path) -> std::io::Result<()> {
+    make_dir(path, 0o750)
+}
+
+/// Makes a directory with this mode, unless it is there.
+pub fn make_dir(path: &Path, mode: u32) -> std::io::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
-    std::fs::DirBuilder::new().recursive(true).mode(0o750).create(path)
+    std::fs::DirBuilder::new().recursive(true).mode(mode).create(path)
+}
+
+/// The number of a group, which may be given by its name in /etc/group.
+fn group_id(text: &str) -> Result<u32, String> {
+    if let Ok(number) = text.parse() {
+        return Ok(number);
+    }
+    let groups =
+        std::fs::read_to_string("/etc/group").map_err(|error| format!("/etc/group cannot be read: {error}"))?;
+    let named =
+        groups.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|fields| fields.first() == Some(&text));
+    let number = named.and_then(|fields| fields.get(2)?.parse().ok());
+    number.ok_or_else(|| format!("there is no group `{text}` in /etc/group (a number will do, too)"))
 }
 
 #[cfg(test)]

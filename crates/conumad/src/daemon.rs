@@ -15,10 +15,10 @@ use tokio_util::task::TaskTracker;
 
 use crate::bus::Bus;
 use crate::clock::Clock;
-use crate::config::{Settings, make_private_dir};
+use crate::config::{Settings, make_dir, make_private_dir};
 use crate::core::{self, CoreHandle, CoreTask};
 use crate::host_cpus;
-use crate::http;
+use crate::http::{self, Access};
 use crate::journal::Journal;
 use crate::vms::{Room, find};
 
@@ -58,9 +58,11 @@ impl Surroundings {
 impl Daemon {
     /// Starts: comes back when the API can be used and all VMs that run are in charge.
     pub async fn start(settings: Settings, surroundings: Surroundings) -> anyhow::Result<Self> {
-        for dir in [&settings.state, &settings.run, &settings.vms()] {
+        for dir in [&settings.state, &settings.vms()] {
             make_private_dir(dir).with_context(|| format!("cannot make {}", dir.display()))?;
         }
+        // The sockets in it say themselves who may use them.
+        make_dir(&settings.run, 0o755).with_context(|| format!("cannot make {}", settings.run.display()))?;
         let lock = lock(&settings)?;
         let Surroundings { machine, boot_id, hypervisor, online } = surroundings;
         let clock = Clock::start();
@@ -73,21 +75,25 @@ impl Daemon {
         let bus = Bus::new(clock);
         let (handle, inbox) = core::open();
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let socket = settings.socket();
+        let (socket, viewers_socket) = (settings.socket(), settings.viewers_socket());
+        let (group, viewers) = (settings.group, settings.viewers);
         let room = Room::new(settings, machine, clock, bus.clone(), handle, hypervisor, stop.clone(), tasks.clone());
         for (_, found) in found.drain(..) {
             room.resume_charge(found);
         }
         // Not before: what is due at once must have somewhere to go.
         let core = core::start(inbox, engine, journal, clock, bus);
-        let listener = http::bind(&socket)?;
+        let sockets = [(socket.clone(), group, Access::Change), (viewers_socket, viewers, Access::View)];
         tasks.spawn(host_cpus::watch(online, room.clone(), stop.clone()));
-        let (serving, ended) = (room.clone(), stop.clone());
-        tasks.spawn(async move {
-            if let Err(error) = http::serve(listener, serving, ended).await {
-                tracing::error!("{error:#}");
-            }
-        });
+        for (path, group, access) in sockets {
+            let listener = http::bind(&path, group)?;
+            let (serving, ended) = (room.clone(), stop.clone());
+            tasks.spawn(async move {
+                if let Err(error) = http::serve(listener, access, serving, ended).await {
+                    tracing::error!("{error:#}");
+                }
+            });
+        }
         tracing::info!(socket = %socket.display(), "ready");
         Ok(Self { stop, tasks, room, core, _lock: lock })
     }

@@ -30,6 +30,7 @@ fn every_path_is_described() {
         Paths::CHECK,
         Paths::VMS,
         "/v1/vms/{name}",
+        "/v1/vms/{name}/release",
         Paths::TRANSFERS,
         "/v1/transfers/{id}",
         Paths::EVENTS,
@@ -37,5 +38,5 @@ fn every_path_is_described() {
     ] {
         assert!(paths.iter().any(|described| *described == path), "{path}");
     }
-    assert_eq!(paths.len(), 9);
+    assert_eq!(paths.len(), 10);
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use conuma_lab::observe::{Watch, watch};
-use conuma_lab::{Client, Monitor, print, serve};
+use conuma_lab::{Client, Kill, Lie, Monitor, kill_at, lie, print, serve};
 
 #[derive(Parser)]
 #[command(about = "The lab's hand inside its machines")]
@@ -48,6 +48,34 @@ enum Command {
         node: u32,
         /// How much.
         bytes: u64,
+    },
+    /// Give one command to a QMP monitor.
+    Qmp {
+        /// The monitor.
+        monitor: PathBuf,
+        /// The command, which takes no arguments.
+        command: String,
+    },
+    /// Kill a process at the n-th change of files that it writes.
+    KillAt {
+        /// The process.
+        pid: i32,
+        /// The step after which it dies, from 1.
+        nth: u32,
+        /// Made as soon as steps are counted.
+        #[arg(long)]
+        armed: PathBuf,
+        /// Made when the process is dead.
+        #[arg(long)]
+        killed: PathBuf,
+        /// Files whose changes are steps; of a directory, those of `journal.json` in it.
+        #[arg(required = true)]
+        watch: Vec<PathBuf>,
+    },
+    /// Take the place of the agent, and lie to the host.
+    Lie {
+        /// About what.
+        about: Lie,
     },
     /// Watch VMs until a file appears; prints findings as JSON.
     Observe {
@@ -96,6 +124,11 @@ fn run(command: Command) -> Result<ExitCode> {
             let output = client.start(&argv, "")?.wait(Duration::from_secs(budget), &mut print)?;
             Ok(ExitCode::from(u8::try_from(output.code).unwrap_or(u8::MAX)))
         }
+        Command::Qmp { monitor, command } => Monitor::connect(&monitor)?.order(&command).map(|()| ExitCode::SUCCESS),
+        Command::KillAt { pid, nth, armed, killed, watch } => {
+            kill_at(&Kill { pid, watch, nth, armed, killed }).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Lie { about } => lie(about).map(|()| ExitCode::SUCCESS),
         Command::Resize { from, to, node, bytes } => {
             let (mut from, mut to) = (Monitor::connect(&from)?, Monitor::connect(&to)?);
             let less = from.plugged(node)?.checked_sub(bytes).context("the giving VM has less than that")?;

@@ -3,9 +3,11 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use conuma_lab::chaos::{self, Chaos};
 use conuma_lab::trials::{self, Tally};
 use conuma_lab::{Kit, Lab, LabSpec, bench, demo, shell};
 
@@ -32,6 +34,9 @@ enum Command {
         /// Only those whose name contains this.
         #[arg(default_value = "")]
         filter: String,
+        /// Also those that take long.
+        #[arg(long)]
+        all: bool,
     },
     /// Tell the whole story once, with live output.
     Demo,
@@ -40,6 +45,15 @@ enum Command {
         /// How often each is measured.
         #[arg(long, default_value_t = 9)]
         rounds: usize,
+    },
+    /// Random loads, transfers and faults under the eyes of an independent witness.
+    Chaos {
+        /// Where the random numbers begin.
+        #[arg(long)]
+        seed: u64,
+        /// For how long.
+        #[arg(long, default_value_t = 5)]
+        minutes: u64,
     },
     /// A shell in the virtual host.
     Shell {
@@ -53,8 +67,8 @@ fn main() -> Result<ExitCode> {
     let cli = Cli::parse();
     let kit = Kit { kernels: cli.kernels, programs: cli.bin_dir, work: cli.work };
     match cli.command {
-        Command::Test { filter } => {
-            let tally = trials::run(&kit, &filter)?;
+        Command::Test { filter, all } => {
+            let tally = trials::run(&kit, &filter, all)?;
             let Tally { passed, failed, skipped } = tally;
             writeln!(std::io::stdout(), "{passed} passed, {failed} failed, {skipped} skipped")?;
             if tally.failed > 0 || tally.passed == 0 {
@@ -63,6 +77,9 @@ fn main() -> Result<ExitCode> {
         }
         Command::Demo => demo::run(&kit)?,
         Command::BenchLend { rounds } => bench::run(&kit, rounds)?,
+        Command::Chaos { seed, minutes } => {
+            chaos::run(&kit, Chaos { seed, length: Duration::from_secs(60 * minutes) })?;
+        }
         Command::Shell { topology } => shell(&Lab::boot(&kit, "shell", LabSpec::parse(&topology)?)?)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -32,9 +32,10 @@ const BUSYBOX: &str = "/bin/busybox";
 
 const HOST_RC: &str = include_str!("host.rc");
 const GUEST_RC: &str = include_str!("guest.rc");
+const GUEST_AGENT: &str = include_str!("guest.agent");
 const HOST_INITTAB: &str = "::sysinit:/etc/rc\n::respawn:/bin/conuma-lab-init serve conuma.lab\n";
 const GUEST_INITTAB: &str =
-    "::sysinit:/etc/rc\n::respawn:/bin/conuma-lab-init serve conuma.lab\n::respawn:/bin/conuma-agent\n";
+    "::sysinit:/etc/rc\n::respawn:/bin/conuma-lab-init serve conuma.lab\n::respawn:/etc/agent\n";
 
 /// What the virtual host boots from.
 #[derive(Debug, Clone)]
@@ -85,6 +86,7 @@ fn add_host<W: Write>(cpio: &mut Cpio<W>, host: &Kernel) -> Result<()> {
 fn add_guest<W: Write>(cpio: &mut Cpio<W>, name: &str, kernel: &Kernel, programs: &Path) -> Result<()> {
     let mut guest = Cpio::new(Vec::new());
     skeleton(&mut guest, GUEST_RC, GUEST_INITTAB)?;
+    guest.file("/etc/agent", 0o755, GUEST_AGENT.as_bytes())?;
     kernel.add_modules(&mut guest, &GUEST_MODULES)?;
     for program in ["conuma-agent", "conuma-lab-init"] {
         guest

@@ -17,14 +17,8 @@ pub(crate) const TOPOLOGY: &str = "4n2c1t@2G; dist=10,16,32,32/16,10,32,32/32,32
 
 /// `a` holds six cores and 256 MiB of node 1 more than it is guaranteed; `b` has just its guarantee.
 pub(crate) const GUESTS: [GuestSpec; 2] = [
-    GuestSpec {
-        name: "a",
-        kernel: "guest-6.12",
-        guarantee: "cpus = \"2-3\"",
-        cpus: "2-7",
-        memory: &[(1, Bytes::mib(256))],
-    },
-    GuestSpec { name: "b", kernel: "guest-6.12", guarantee: "cpus = \"0-1\"", cpus: "0-1", memory: &[] },
+    GuestSpec { memory: &[(1, Bytes::mib(256))], ..GuestSpec::plain("a", "cpus = \"2-3\"", "2-7") },
+    GuestSpec::plain("b", "cpus = \"0-1\"", "0-1"),
 ];
 
 const TRIALS: [Trial<Stage>; 13] = [
@@ -47,7 +41,7 @@ pub(super) fn run(kit: &Kit, report: &mut Report) -> Result<()> {
     report.series(&TRIALS, || Stage::open(kit, "grid", TOPOLOGY, &GUESTS))
 }
 
-fn cpus(text: &str) -> CpuSet {
+pub(super) fn cpus(text: &str) -> CpuSet {
     text.parse().unwrap_or_default()
 }
 
@@ -135,7 +129,7 @@ fn numbers<const N: usize>(text: &str) -> Result<[f64; N]> {
 }
 
 /// Whatever an earlier trial has left lent comes back, so that each begins the same way.
-fn as_at_first(stage: &Stage) -> Verdict {
+pub(super) fn as_at_first(stage: &Stage) -> Verdict {
     stage.transfer(&["conuma", "recall", "--to", "a"])?;
     let detail = stage.until_agent("a")?;
     ensure!(detail.summary.holding.cpus == cpus("2-7"), "a holds {:?} after an earlier trial", detail.summary.holding);

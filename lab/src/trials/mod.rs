@@ -1,6 +1,9 @@
 //! The lab's tests: each trial is a body that runs in a virtual host; trials of one series share its boot.
 
+mod daemon;
 mod grid;
+mod guests;
+mod intruders;
 mod odd;
 mod shapes;
 
@@ -11,6 +14,7 @@ use anyhow::Result;
 
 use crate::host::{Kit, Lab};
 use crate::stage::Stage;
+pub(crate) use daemon::all_is_well;
 pub(crate) use grid::{GUESTS, TOPOLOGY};
 
 /// How often a trial is run again that the emulator has failed.
@@ -38,11 +42,14 @@ pub struct Tally {
     pub skipped: usize,
 }
 
-/// Runs all trials whose name contains `filter`, and prints what became of each.
-pub fn run(kit: &Kit, filter: &str) -> Result<Tally> {
-    let mut report = Report { filter: filter.to_owned(), tally: Tally::default() };
+/// Runs all trials whose name contains `filter`, with `all` also those that take long, and prints what became of each.
+pub fn run(kit: &Kit, filter: &str, all: bool) -> Result<Tally> {
+    let mut report = Report { filter: filter.to_owned(), all, tally: Tally::default() };
     shapes::run(kit, &mut report)?;
     grid::run(kit, &mut report)?;
+    daemon::run(kit, &mut report)?;
+    guests::run(kit, &mut report)?;
+    intruders::run(kit, &mut report)?;
     odd::run(kit, &mut report)?;
     Ok(report.tally)
 }
@@ -50,18 +57,30 @@ pub fn run(kit: &Kit, filter: &str) -> Result<Tally> {
 /// Counts and prints.
 pub(crate) struct Report {
     filter: String,
+    all: bool,
     tally: Tally,
 }
 
 impl Report {
+    /// Whether trials that take long are wanted.
+    pub(crate) fn all(&self) -> bool {
+        self.all
+    }
+
+    /// Whether a trial of this name is wanted: the filter names parts of names, with `|` between them.
+    fn names(&self, trial: &str) -> bool {
+        self.filter.split('|').any(|part| trial.contains(part))
+    }
+
     /// Whether a series with these trials has anything to run.
     pub(crate) fn wants<S>(&self, trials: &[Trial<S>]) -> bool {
-        trials.iter().any(|trial| trial.name.contains(&self.filter))
+        trials.iter().any(|trial| self.names(trial.name))
     }
 
     /// Counts the wanted trials of these as skipped, and says why.
     pub(crate) fn skip<S>(&mut self, trials: &[Trial<S>], reason: &str) -> Result<()> {
-        for trial in trials.iter().filter(|trial| trial.name.contains(&self.filter)) {
+        let wanted: Vec<&Trial<S>> = trials.iter().filter(|trial| self.names(trial.name)).collect();
+        for trial in wanted {
             self.tally.skipped += 1;
             writeln!(std::io::stdout(), "lab trial {} ... skipped: {reason}", trial.name)?;
         }
@@ -75,7 +94,8 @@ impl Report {
             return Ok(());
         }
         let mut stage = open();
-        for trial in trials.iter().filter(|trial| trial.name.contains(&self.filter)) {
+        let wanted: Vec<&Trial<S>> = trials.iter().filter(|trial| self.names(trial.name)).collect();
+        for trial in wanted {
             let began = Instant::now();
             let mut verdict = perform(trial, &stage);
             for _ in 0..AGAIN {

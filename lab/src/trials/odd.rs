@@ -37,8 +37,8 @@ fn guests(kernel: &'static str) -> [GuestSpec; 2] {
     const OF_A: &[(u32, Bytes)] = &[(2, Bytes::mib(128))];
     let guarantee = "cores = 1";
     [
-        GuestSpec { name: "a", kernel, guarantee, cpus: "0-1,4-7", memory: OF_A },
-        GuestSpec { name: "b", kernel: GUEST_KERNELS[0], guarantee, cpus: "2-3", memory: &[] },
+        GuestSpec { kernel, memory: OF_A, ..GuestSpec::plain("a", guarantee, "0-1,4-7") },
+        GuestSpec::plain("b", guarantee, "2-3"),
     ]
 }
 

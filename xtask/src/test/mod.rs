@@ -20,7 +20,7 @@ const EXPECTED_SKIPS: &str = include_str!("../../expected-skips.txt");
 /// Which tests.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Also the crates' long tests, which are marked as ignored.
+    /// Also those that take long: tests of crates that are marked as ignored, and the lab's long trials.
     #[arg(long)]
     all: bool,
     /// Only tests whose name contains this.
@@ -73,6 +73,9 @@ fn crates(workspace: &Workspace, options: &Options) -> Command {
 
 fn trials(workspace: &Workspace, ready: &Ready, programs: &Path, options: &Options) -> Command {
     let mut lab = lab::program(workspace, ready, programs, "test");
+    if options.all {
+        lab.arg("--all");
+    }
     lab.args(&options.filter);
     lab
 }

@@ -17,5 +17,5 @@ pub use transfer::{
 };
 pub use vm::{
     AgentInfo, AgentState, CpuLoad, GateState, GuestInfo, GuestReport, NodeLoad, PressureInfo, ProcessInfo,
-    StartAnswer, StartPlan, StartQuery, StopQuery, VcpuInfo, VmDetail, VmMemory, VmState, VmSummary,
+    ReleaseAnswer, StartAnswer, StartPlan, StartQuery, StopQuery, VcpuInfo, VmDetail, VmMemory, VmState, VmSummary,
 };

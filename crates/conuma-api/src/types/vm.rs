@@ -287,6 +287,16 @@ pub struct StartQuery {
     pub wait: bool,
 }
 
+/// What became of a release.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ReleaseAnswer {
+    /// Whether its agent was told to use every CPU. Without that the guest goes on with those it had until it boots anew.
+    pub agent_told: bool,
+    /// Why it was not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why_not: Option<String>,
+}
+
 /// How a VM is stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]

@@ -1,6 +1,7 @@
 //! The QEMU back end.
 
 mod command;
+mod known;
 mod probe;
 mod process;
 mod vm;
@@ -24,6 +25,7 @@ use crate::facts::HypervisorFacts;
 use crate::gates::{GateRoot, Gates};
 use crate::qmp::{Qmp, QmpError};
 use crate::vm::{Hypervisor, Vm};
+use known::Stamp;
 use process::{LaunchError, Process, remove_file};
 use vm::QemuVm;
 
@@ -45,7 +47,7 @@ pub struct Qemu {
 
 impl Qemu {
     /// Asks `program` what it can do. VMs get their gates from `gates`; `proc` reads threads and memory maps; `scratch` is
-    /// a directory for the files of the question.
+    /// a directory for the files of the question, and for its answer.
     pub async fn probe(
         program: impl Into<PathBuf>,
         gates: Arc<dyn GateRoot>,
@@ -53,7 +55,17 @@ impl Qemu {
         scratch: &Path,
     ) -> Result<Self, HypervisorError> {
         let program = program.into();
-        let mut facts = probe::probe(&program, scratch).await?;
+        let stamp = Stamp::of(&program);
+        let mut facts = match stamp.as_ref().and_then(|stamp| stamp.recall(scratch)) {
+            Some(facts) => facts,
+            None => {
+                let facts = probe::probe(&program, scratch).await?;
+                if let Some(stamp) = stamp {
+                    stamp.keep(&facts, scratch);
+                }
+                facts
+            }
+        };
         facts.topoext = proc.cpu_has("topoext").map_err(|error| HypervisorError::Program {
             program: program.clone(),
             reason: format!("it is not known which CPU its guests will see: {error}"),

@@ -89,6 +89,8 @@ pub enum Command {
     Start(StartArgs),
     /// Stop a VM and free what it holds
     Stop(StopArgs),
+    /// Let go of VMs: they run on with every CPU, without Conuma
+    Release(ReleaseArgs),
     /// List the VMs and what they hold
     List,
     /// Show one VM in full, or without a name who holds what on the host
@@ -226,6 +228,29 @@ pub struct StopArgs {
     /// Give the guest this long to power off
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration, conflicts_with = "force")]
     pub deadline: Duration,
+}
+
+/// `conuma release`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+A VM that was released runs on with the memory that it has. Its vCPUs are bound to nothing and braked by
+nothing, its cgroups are gone, its agent was told to use every CPU. What it held is free in the ledger
+although it is used: release all of them to take Conuma off a host.
+
+Examples:
+  conuma release db                          what would happen
+  conuma release db --yes
+  conuma release --all --yes")]
+pub struct ReleaseArgs {
+    /// The VMs
+    #[arg(value_name = "VM", required_unless_present = "all")]
+    pub vms: Vec<VmName>,
+    /// All of them
+    #[arg(long, conflicts_with = "vms")]
+    pub all: bool,
+    /// Do it
+    #[arg(long)]
+    pub yes: bool,
 }
 
 /// `conuma show`.
@@ -399,7 +424,7 @@ pub struct ManArgs {
 /// The commands in the groups and the order in which help shows them.
 pub const GROUPS: [(&str, &[&str]); 5] = [
     ("The machine", &["topology", "plan"]),
-    ("Virtual machines", &["start", "stop", "list", "show"]),
+    ("Virtual machines", &["start", "stop", "release", "list", "show"]),
     ("Moving cores and memory", &["lend", "recall", "set"]),
     ("Watching", &["events"]),
     ("Setting up", &["completions", "man"]),

@@ -36,6 +36,7 @@ async fn command(client: &Client, command: Command, console: &mut Console<'_>) -
         Command::Plan(args) => local::plan(&args, console),
         Command::Start(args) => vms::start(client, &args, console).await,
         Command::Stop(args) => vms::stop(client, &args, console).await,
+        Command::Release(args) => vms::release(client, args, console).await,
         Command::List => vms::list(client, console).await,
         Command::Show(args) => watch::show(client, &args, console).await,
         Command::Lend(args) => moves::lend(client, args, console).await,

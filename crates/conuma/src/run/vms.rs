@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use conuma_api::{AgentState, Client, StopQuery, VmDetail};
+use conuma_api::{AgentState, Client, ReleaseAnswer, StopQuery, VmDetail};
+use conuma_topology::VmName;
+use serde::Serialize;
 use serde_json::json;
 
 use super::watch::Changes;
 use crate::Outcome;
-use crate::cli::{StartArgs, StopArgs, WaitFor};
+use crate::cli::{ReleaseArgs, StartArgs, StopArgs, WaitFor};
 use crate::console::Console;
 use crate::failure::WithHint;
 use crate::render;
@@ -57,6 +59,55 @@ async fn agent(
         vm = client.vm(&name).await.with_context(|| format!("{name} ended while it started"))?;
     }
     Ok(vm)
+}
+
+pub(super) async fn release(client: &Client, args: ReleaseArgs, console: &mut Console<'_>) -> anyhow::Result<Outcome> {
+    let vms = match args.all {
+        true => client.vms().await?.into_iter().map(|vm| vm.name).collect(),
+        false => args.vms,
+    };
+    if !args.yes {
+        for vm in &vms {
+            client.vm(vm).await?;
+        }
+        let names = vms.iter().map(VmName::as_str).collect::<Vec<_>>().join(", ");
+        let what = match vms.is_empty() {
+            true => "there is no VM to release".to_owned(),
+            false => format!(
+                "{names} would run on every CPU beside the other VMs, and Conuma would forget them; nothing was done"
+            ),
+        };
+        return Err(WithHint { what, hint: "--yes does it".into() }.into());
+    }
+    let mut released = Vec::new();
+    for vm in vms {
+        console.progress(&[format!("releasing {vm}")])?;
+        let answer = client.release(&vm).await?;
+        released.push(Released { vm, answer });
+    }
+    console.result(&released, |released, style| {
+        released
+            .iter()
+            .map(|Released { vm, answer }| {
+                let agent = match &answer.why_not {
+                    None => String::new(),
+                    Some(why) => style.warn(&format!(
+                        "; its agent was not told ({why}), the guest keeps to its CPUs until it boots anew"
+                    )),
+                };
+                format!("{} runs on without Conuma{agent}\n", style.bold(vm.as_str()))
+            })
+            .collect()
+    })?;
+    Ok(Outcome::Done)
+}
+
+/// A VM that was released, as `--json` prints it.
+#[derive(Serialize)]
+struct Released {
+    vm: VmName,
+    #[serde(flatten)]
+    answer: ReleaseAnswer,
 }
 
 pub(super) async fn stop(client: &Client, args: &StopArgs, console: &mut Console<'_>) -> anyhow::Result<Outcome> {

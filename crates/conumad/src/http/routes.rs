@@ -10,8 +10,8 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use conuma_api::{
-    CheckReport, Code, HostInfo, LedgerInfo, Problem, StartAnswer, StartQuery, StopQuery, Transfer, TransferAnswer,
-    TransferOrder, VmDetail, VmSummary,
+    CheckReport, Code, HostInfo, LedgerInfo, Problem, ReleaseAnswer, StartAnswer, StartQuery, StopQuery, Transfer,
+    TransferAnswer, TransferOrder, VmDetail, VmSummary,
 };
 use conuma_balancing::TransferId;
 
@@ -97,6 +97,13 @@ pub(super) async fn stop(
 ) -> Result<StatusCode, Refused> {
     room.stop(&read_name(&name)?, read_query(query)?).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Let go of a VM: it runs on with every CPU and the memory it has, without Conuma
+#[utoipa::path(post, path = "/v1/vms/{name}/release", params(("name" = String, Path, description = "The VM")),
+    responses((status = 200, body = ReleaseAnswer), (status = 404, body = Problem), (status = 502, body = Problem)))]
+pub(super) async fn release(State(room): Shared, Path(name): Path<String>) -> Answer<ReleaseAnswer> {
+    Ok(Json(room.release(&read_name(&name)?).await?))
 }
 
 /// The transfers that are remembered: those that ended, oldest first, then those under way

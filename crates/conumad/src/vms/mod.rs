@@ -1,6 +1,7 @@
 //! The VMs: started, watched, found again, stopped.
 
 mod files;
+mod release;
 mod spec;
 mod start;
 mod stop;
@@ -86,6 +87,8 @@ pub(crate) struct Running {
     pub(crate) reset_missed: AtomicBool,
     /// How many are ending it.
     stops: AtomicUsize,
+    /// Ends all that watches it and acts on it.
+    stop: CancellationToken,
 }
 
 /// The last two reports of a guest.
@@ -138,7 +141,13 @@ impl Entry {
 }
 
 impl Running {
-    fn new(vm: Arc<dyn Vm>, link: AgentLink, baseline: Arc<Baseline>, excuses: Arc<Excuses>) -> Arc<Self> {
+    fn new(
+        vm: Arc<dyn Vm>,
+        link: AgentLink,
+        baseline: Arc<Baseline>,
+        excuses: Arc<Excuses>,
+        stop: CancellationToken,
+    ) -> Arc<Self> {
         Arc::new(Self {
             vm,
             link,
@@ -147,6 +156,7 @@ impl Running {
             reports: Mutex::default(),
             reset_missed: AtomicBool::new(false),
             stops: AtomicUsize::new(0),
+            stop,
         })
     }
 

@@ -229,7 +229,7 @@ impl Room {
         let boot = if agentless { self.settings.timing.shrink } else { self.settings.boot_grace() };
         let memory = self.settings.timing.shrink;
         let excuses = Arc::new(Excuses::new(std::time::Instant::now(), boot, memory));
-        let running = Running::new(vm.clone(), link.clone(), baseline.clone(), excuses.clone());
+        let running = Running::new(vm.clone(), link.clone(), baseline.clone(), excuses.clone(), stop.clone());
         let tools = Tools {
             vm,
             plan: plan.clone(),

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use conuma_api::{Code, EventKind, GateState, TransferState};
+use conuma_api::{Client, Code, EventKind, GateState, Holder, StopQuery, TransferState, VIEWERS};
 use conuma_hypervisor::fake::Faults;
 use conuma_hypervisor::gate::{Gate, Grip};
+use conuma_hypervisor::{RunState, Vm as _};
 use conuma_topology::{Bytes, NodeId, VcpuId};
 
 use crate::harness::{Host, cpus, lend, memory, name, problem, recall, vm_file};
@@ -93,6 +94,51 @@ async fn a_vm_that_touches_memory_it_does_not_hold_is_found_and_gets_none() {
     let event = events.next().await.unwrap().expect("the daemon runs");
     assert_eq!(event.what, EventKind::VmTrespasses { vm: name("b"), trespasses: false });
     assert_eq!(host.transfer(lend("a", "b", memory(1, 128))).await.state, TransferState::Complete);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_is_released_runs_on_ungated_and_forgotten() {
+    let mut host = Host::boot().await;
+    let (a, _b) = host.two_vms().await;
+    let answer = host.client.release(&name("a")).await.unwrap();
+    assert!(answer.agent_told && a.uses("0-7"), "{answer:?}");
+    let fake = host.fake("a");
+    assert!(fake.is_released() && fake.gates().await.unwrap().values().all(|gate| *gate == Gate::Open));
+    assert_eq!(fake.run_state().await.unwrap(), RunState::Running);
+    assert_eq!(host.client.vms().await.unwrap().len(), 1);
+    assert_eq!(host.held(&Holder::Pool).await.cpus.to_string(), "0-3,6-7");
+    let (code, _) = problem(host.client.release(&name("a")).await.expect_err("it is forgotten"));
+    assert_eq!(code, Code::NotFound);
+    // Also by the next daemon.
+    host.stop_daemon().await;
+    host.start_daemon().await;
+    assert_eq!(host.client.vms().await.unwrap().len(), 1);
+    assert!(fake.gates().await.unwrap().values().all(|gate| *gate == Gate::Open));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_viewers_socket_shows_everything_and_changes_nothing() {
+    let host = Host::boot().await;
+    let _guests = host.two_vms().await;
+    let viewer = Client::new(host.client.socket().with_file_name(VIEWERS));
+    assert_eq!(viewer.vms().await.unwrap().len(), 2);
+    assert!(viewer.check().await.unwrap().ok);
+    viewer.events(None, &[]).await.unwrap();
+    let refusals = [
+        viewer.transfer(lend("a", "b", cpus("3"))).await.map(drop),
+        viewer.stop(&name("a"), StopQuery::default()).await,
+        viewer.start(&vm_file("c", "6"), true).await.map(drop),
+        viewer.release(&name("a")).await.map(drop),
+    ];
+    for refused in refusals {
+        let (code, message) = problem(refused.expect_err("only looking"));
+        assert!(matches!(code, Code::Refused | Code::NotFound), "{message}");
+    }
+    assert_eq!((host.cpus_of("a").await, host.client.vms().await.unwrap().len()), ("0-3".into(), 2));
+    for socket in [host.client.socket(), viewer.socket()] {
+        let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(socket).unwrap().permissions());
+        assert_eq!(mode & 0o777, 0o660, "{}", socket.display());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

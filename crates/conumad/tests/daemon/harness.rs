@@ -106,6 +106,8 @@ impl Host {
         let mut settings = Settings {
             state: root.join("state"),
             run: root.join("run"),
+            group: None,
+            viewers: None,
             reserve: Reserve { cpus: CpuSet::new(), memory_per_node: Bytes::mib(128) },
             accel: Accel::Kvm,
             doors: Doors::Sockets(root.join("agents")),

@@ -1,0 +1,315 @@
+//! Random loads, transfers and faults, while an independent witness watches.
+//!
+//! Everything follows from the seed, but not the instants at which things meet: that is the emulator's and the machine's doing.
+//! So a seed says what is tried, in which order, and a run that found something is worth repeating more than once.
+//!
+//! Left out is what would make the witness see a hand of its own: gates that chaos itself opens, bindings that it rewrites.
+//! Those have trials of their own.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use conuma_api::{AgentState, Transfer, TransferState};
+use conuma_topology::CpuSet;
+use serde::Serialize;
+
+use crate::host::{Kit, Look};
+use crate::stage::Stage;
+use crate::trials::{GUESTS, TOPOLOGY, all_is_well};
+
+/// How long a recall may take at most, ten times emulated: the deadlines of all its stages, at the lab's patience.
+const RECALL_BUDGET: Duration = Duration::from_secs(400);
+const VMS: [&str; 2] = ["a", "b"];
+
+/// What to do.
+#[derive(Debug, Clone, Copy)]
+pub struct Chaos {
+    /// Where the random numbers begin.
+    pub seed: u64,
+    /// For how long.
+    pub length: Duration,
+}
+
+/// What was done and seen.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Outcome {
+    /// Where the random numbers began.
+    pub seed: u64,
+    /// How long it lasted, in seconds.
+    pub seconds: u64,
+    /// Transfers by what became of them.
+    pub transfers: BTreeMap<String, u64>,
+    /// Faults by kind.
+    pub faults: BTreeMap<String, u64>,
+    /// The slowest recall, in milliseconds.
+    pub slowest_recall_ms: u64,
+    /// Samples of the witness, and those of memory.
+    pub samples: (u64, u64),
+    /// The longest time between two samples, in milliseconds.
+    pub longest_gap_ms: u64,
+    /// The largest part of a sample that a vCPU ran behind a gate that had been closed for a second.
+    pub worst_stray_share: f64,
+}
+
+/// Runs it and prints what came of it; fails at the first violation.
+pub fn run(kit: &Kit, chaos: Chaos) -> Result<()> {
+    let outcome = Stage::play(kit, "chaos", TOPOLOGY, &GUESTS, |stage| play(stage, chaos))?;
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{}", serde_json::to_string_pretty(&outcome)?)?;
+    writeln!(out, "chaos: seed {}, {} s, 0 violations", outcome.seed, outcome.seconds)?;
+    Ok(())
+}
+
+fn play(stage: &Stage, chaos: Chaos) -> Result<Outcome> {
+    let witness = stage.witness(&VMS)?;
+    let mut game = Game {
+        stage,
+        dice: fastrand::Rng::with_seed(chaos.seed),
+        outcome: Outcome { seed: chaos.seed, ..Outcome::default() },
+        loads: 0,
+    };
+    let began = Instant::now();
+    while began.elapsed() < chaos.length {
+        game.turn().with_context(|| format!("seed {}, after {:?}", chaos.seed, game.outcome))?;
+    }
+    game.settle()?;
+    let Game { mut outcome, .. } = game;
+    outcome.seconds = began.elapsed().as_secs();
+    let findings = witness.findings()?;
+    ensure!(findings.violation_count == 0, "seed {}: {findings:#?}", chaos.seed);
+    let broken = stage.lab.sh("grep -c 'an invariant does not hold' /run/conumad.log || true")?;
+    ensure!(broken.trim() == "0", "the daemon itself saw {broken} violations");
+    outcome.samples = (findings.samples, findings.memory_samples);
+    outcome.longest_gap_ms = findings.longest_gap_ms;
+    outcome.worst_stray_share = findings.worst_stray_share;
+    Ok(outcome)
+}
+
+struct Game<'a> {
+    stage: &'a Stage,
+    dice: fastrand::Rng,
+    outcome: Outcome,
+    /// Loads that run in guests.
+    loads: u32,
+}
+
+/// What goes wrong while something moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    None,
+    DaemonKilled,
+    JournalLost,
+    AgentKilled,
+    AgentStopped,
+    AgentLies,
+    GuestPaused,
+    GuestReset,
+    ThreadMoved,
+    Throttled,
+    DiskFull,
+    CpuOffline,
+}
+
+const FAULTS: [Fault; 16] = [
+    Fault::None,
+    Fault::None,
+    Fault::None,
+    Fault::None,
+    Fault::None,
+    Fault::DaemonKilled,
+    Fault::DaemonKilled,
+    Fault::JournalLost,
+    Fault::AgentKilled,
+    Fault::AgentStopped,
+    Fault::AgentLies,
+    Fault::GuestPaused,
+    Fault::GuestReset,
+    Fault::ThreadMoved,
+    Fault::Throttled,
+    Fault::DiskFull,
+];
+
+impl Game<'_> {
+    /// A load perhaps, a transfer, a fault in the midst of it, and what undoes the fault.
+    fn turn(&mut self) -> Result<()> {
+        if self.dice.u32(0..4) == 0 {
+            self.change_loads()?;
+        }
+        let argv = self.transfer()?;
+        let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+        let fault = match self.dice.u32(0..20) {
+            0 => Fault::CpuOffline,
+            _ => FAULTS[self.dice.usize(0..FAULTS.len())],
+        };
+        let vm = VMS[self.dice.usize(0..VMS.len())];
+        let running = self.stage.lab.spawn(&argv)?;
+        let pause = Duration::from_millis(self.dice.u64(0..1500));
+        std::thread::sleep(pause);
+        let heal = self.inflict(fault, vm)?;
+        if fault != Fault::None {
+            *self.outcome.faults.entry(format!("{fault:?}")).or_default() += 1;
+        }
+        let output = running.wait(RECALL_BUDGET, &mut |_| {})?;
+        self.note(&argv, &output.out);
+        heal(self.stage)?;
+        self.recovered(fault)
+    }
+
+    fn transfer(&mut self) -> Result<Vec<String>> {
+        let (from, to) = if self.dice.bool() { ("a", "b") } else { ("b", "a") };
+        let mut argv: Vec<String> = match self.dice.u32(0..5) {
+            0 | 1 => ["conuma", "recall", "--to", from].map(str::to_owned).to_vec(),
+            _ => {
+                let mut argv = ["conuma", "lend", "--from", from, "--to", to].map(str::to_owned).to_vec();
+                let what = self.dice.u32(1..4);
+                if what & 1 != 0 {
+                    argv.extend(["--cores".into(), self.dice.u32(1..4).to_string()]);
+                }
+                if what & 2 != 0 {
+                    let (node, mib) = (self.dice.u32(0..4), 64 * self.dice.u32(1..5));
+                    argv.extend(["--memory".into(), format!("node{node}={mib}M")]);
+                }
+                argv
+            }
+        };
+        argv.push("--json".into());
+        Ok(argv)
+    }
+
+    fn note(&mut self, argv: &[&str], said: &str) {
+        let became = match serde_json::from_str::<Transfer>(said) {
+            Ok(transfer) => {
+                if argv.contains(&"recall") && transfer.state == TransferState::Complete {
+                    let took = transfer.took_us / 1000;
+                    self.outcome.slowest_recall_ms = self.outcome.slowest_recall_ms.max(took);
+                }
+                format!("{:?}", transfer.state)
+            }
+            // Refused at once, or its daemon was killed.
+            Err(_) => "Unanswered".into(),
+        };
+        *self.outcome.transfers.entry(became).or_default() += 1;
+    }
+
+    fn change_loads(&mut self) -> Result<()> {
+        let vm = VMS[self.dice.usize(0..VMS.len())];
+        if self.loads > 0 {
+            for vm in VMS {
+                self.stage.lab.guest(vm, "[ -e /run/load ] && kill -9 $(cat /run/load); rm -f /run/load")?;
+            }
+            self.loads = 0;
+        } else {
+            let cpus: Vec<u32> = (0..self.dice.u32(1..3)).map(|_| self.dice.u32(0..8)).collect();
+            // A CPU that it may not use now is refused to the load, too.
+            let _refused = self.stage.start_load(vm, &cpus);
+            self.loads += 1;
+        }
+        Ok(())
+    }
+
+    /// Makes it happen; gives what undoes it.
+    fn inflict(&mut self, fault: Fault, vm: &'static str) -> Result<Box<dyn FnOnce(&Stage) -> Result<()>>> {
+        let stage = self.stage;
+        let lasts = Duration::from_millis(self.dice.u64(0..6000));
+        Ok(match fault {
+            Fault::None => Box::new(|_| Ok(())),
+            Fault::DaemonKilled => {
+                stage.kill_daemon()?;
+                Box::new(Stage::start_daemon)
+            }
+            Fault::JournalLost => {
+                stage.kill_daemon()?;
+                stage.lab.sh("rm -f /var/lib/conuma/journal.json")?;
+                Box::new(Stage::start_daemon)
+            }
+            Fault::AgentKilled => {
+                stage.lab.guest(vm, "kill -9 $(pidof conuma-agent); true")?;
+                Box::new(|_| Ok(()))
+            }
+            Fault::AgentStopped => {
+                stage.lab.guest(vm, "kill -STOP $(pidof conuma-agent); true")?;
+                Box::new(move |stage| {
+                    std::thread::sleep(lasts);
+                    stage.lab.guest(vm, "kill -CONT $(pidof conuma-agent); true").map(drop)
+                })
+            }
+            Fault::AgentLies => {
+                let lies = ["absurd", "claims", "flood", "malformed", "huge", "endless", "old", "mute", "escapes"];
+                let lie = lies[self.dice.usize(0..lies.len())];
+                stage.lab.guest(vm, &format!("echo {lie} > /run/liar; kill -9 $(pidof conuma-agent); true"))?;
+                Box::new(move |stage| {
+                    std::thread::sleep(lasts);
+                    let end = "rm -f /run/liar; kill -9 $(ps -o pid,args | grep '[c]onuma-lab-init lie' | awk '{print $1}'); true";
+                    stage.lab.guest(vm, end).map(drop)
+                })
+            }
+            Fault::GuestPaused => {
+                stage.monitor(vm, "stop")?;
+                Box::new(move |stage| {
+                    std::thread::sleep(lasts);
+                    stage.monitor(vm, "cont")
+                })
+            }
+            Fault::GuestReset => {
+                stage.monitor(vm, "system_reset")?;
+                Box::new(|stage| {
+                    stage.lab.until("the daemon to hear of the reset", Duration::from_secs(60), |lab| {
+                        let heard = lab.sh("grep -c 'guest was reset' /run/conumad.log || true")?;
+                        Ok(if heard.trim() == "0" { Look::NotYet(heard) } else { Look::Done(()) })
+                    })?;
+                    stage.forgive_reset()
+                })
+            }
+            Fault::ThreadMoved => {
+                let leaf = format!("/sys/fs/cgroup/conuma/{vm}");
+                stage.lab.sh(&format!("cat {leaf}/vcpu3/cgroup.threads > {leaf}/emulator/cgroup.threads"))?;
+                Box::new(|_| Ok(()))
+            }
+            Fault::Throttled => {
+                stage.lab.sh(&format!("echo '5000 100000' > /sys/fs/cgroup/conuma/{vm}/vcpu2/cpu.max"))?;
+                Box::new(|_| Ok(()))
+            }
+            Fault::DiskFull => {
+                stage.fill_disk()?;
+                Box::new(Stage::free_disk)
+            }
+            Fault::CpuOffline => {
+                stage.lab.sh("echo 0 > /sys/devices/system/cpu/cpu7/online")?;
+                Box::new(move |stage| {
+                    std::thread::sleep(lasts);
+                    stage.lab.sh("echo 1 > /sys/devices/system/cpu/cpu7/online").map(drop)
+                })
+            }
+        })
+    }
+
+    /// After a fault everything follows the ledger again, and the ledger follows reality.
+    fn recovered(&mut self, fault: Fault) -> Result<()> {
+        if fault == Fault::None {
+            return Ok(());
+        }
+        for vm in VMS {
+            self.stage.until_agent(vm).with_context(|| format!("after {fault:?}"))?;
+        }
+        all_is_well(self.stage).with_context(|| format!("after {fault:?}"))
+    }
+
+    /// At last everything that is owed comes back, and all is as it was.
+    fn settle(&mut self) -> Result<()> {
+        for vm in VMS {
+            self.stage.lab.guest(vm, "[ -e /run/load ] && kill -9 $(cat /run/load); rm -f /run/load")?;
+            ensure!(self.stage.until_agent(vm)?.summary.agent == AgentState::Connected, "{vm} has no agent");
+        }
+        for vm in VMS {
+            let (code, back) = self.stage.transfer(&["conuma", "recall", "--to", vm])?;
+            ensure!(code == 0, "{back:#?}");
+        }
+        for vm in VMS {
+            let held: CpuSet = self.stage.until_agent(vm)?.summary.holding.cpus;
+            ensure!(self.stage.guest_cpus(vm)? == held, "{vm} may use {}", self.stage.guest_cpus(vm)?);
+        }
+        all_is_well(self.stage)
+    }
+}

@@ -1,0 +1,297 @@
+//! Guests that lie, die, are reset, keep what they should give, or have no agent.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use conuma_api::{AgentState, TransferState};
+use conuma_topology::{Bytes, CpuId};
+
+use super::daemon::all_is_well;
+use super::grid::{GUESTS, TOPOLOGY, as_at_first, cpus};
+use super::{Report, Trial, Verdict};
+use crate::host::{Kit, Look};
+use crate::stage::{GuestSpec, Stage};
+
+const TRIALS: [Trial<Stage>; 7] = [
+    Trial { name: "an_agent_that_lies_gains_nothing_and_harms_nobody", body: liars },
+    Trial { name: "an_agent_that_claims_to_have_left_loses_the_core_by_the_gate", body: claims },
+    Trial { name: "an_agent_that_is_killed_in_a_transfer_is_told_again", body: killed_agent },
+    Trial { name: "a_paused_guest_loses_cores_and_learns_it_later", body: paused },
+    Trial { name: "memory_that_cannot_leave_stays_with_the_reason", body: kept_memory },
+    Trial { name: "a_guest_that_is_reset_in_a_transfer_gets_its_holding_again", body: reset },
+    Trial { name: "a_qemu_that_dies_in_a_transfer_leaves_all_to_the_pool", body: killed_qemu },
+];
+
+/// `a` has no agent; `b` has, and a QEMU that takes more memory of node 1 than it holds.
+const ALONE: [GuestSpec; 2] = [
+    GuestSpec { memory: &[(1, Bytes::mib(256))], agentless: true, ..GuestSpec::plain("a", "cpus = \"2-3\"", "2-7") },
+    GuestSpec {
+        qemu_args: &["-object", "memory-backend-ram,id=more,size=600M,host-nodes=1,policy=bind,prealloc=on"],
+        ..GuestSpec::plain("b", "cpus = \"0-1\"", "0-1")
+    },
+];
+
+const UNAIDED: [Trial<Stage>; 2] = [
+    Trial { name: "a_guest_without_an_agent_is_held_by_the_host_alone", body: without_agent },
+    Trial { name: "memory_beyond_the_holding_is_found_and_ends_growth", body: trespass },
+];
+
+pub(super) fn run(kit: &Kit, report: &mut Report) -> Result<()> {
+    report.series(&TRIALS, || Stage::open(kit, "guests", TOPOLOGY, &GUESTS))?;
+    report.series(&UNAIDED, || Stage::open(kit, "unaided", TOPOLOGY, &ALONE))
+}
+
+const LEND_CORE: &[&str] = &["conuma", "lend", "--from", "a", "--to", "b", "--cpus", "6"];
+
+/// From now on a liar answers in the place of the agent of `a`.
+fn begin_to_lie(stage: &Stage, about: &str) -> Result<()> {
+    stage.lab.guest("a", &format!("echo {about} > /run/liar; kill -9 $(pidof conuma-agent)"))?;
+    stage.lab.until("the liar", Duration::from_secs(60), |lab| {
+        let there = lab.guest("a", "ps -o args | grep -c '[c]onuma-lab-init lie' || true")?;
+        Ok(if there.trim() == "0" { Look::NotYet("no liar".into()) } else { Look::Done(()) })
+    })
+}
+
+/// The real agent answers again.
+fn tell_the_truth(stage: &Stage) -> Result<()> {
+    stage
+        .lab
+        .guest("a", "rm -f /run/liar; kill -9 $(ps -o pid,args | grep '[c]onuma-lab-init lie' | awk '{print $1}')")?;
+    stage.until_agent("a")?;
+    as_at_first(stage)
+}
+
+/// Resident memory of the daemon in KiB.
+fn daemons_memory(stage: &Stage) -> Result<u64> {
+    let text = stage.lab.sh("grep VmRSS /proc/$(cat /run/conumad.pid)/status | tr -dc 0-9")?;
+    text.trim().parse().context("a number of KiB")
+}
+
+/// Whatever is said in the place of the agent: the daemon lives, stays small and serves the other guest; nothing that `a`
+/// does not hold becomes its own; and `show` tells of it. When the agent is back all is as before.
+fn liars(stage: &Stage) -> Verdict {
+    as_at_first(stage)?;
+    let witness = stage.witness(&["a", "b"])?;
+    let (small, pid) = (daemons_memory(stage)?, stage.lab.sh("cat /run/conumad.pid")?);
+    for about in ["absurd", "flood", "malformed", "huge", "endless", "old", "escapes"] {
+        begin_to_lie(stage, about)?;
+        // The other guest is served meanwhile, and the liar gets and loses what the host gives and takes.
+        let (code, lent) = stage.transfer(LEND_CORE)?;
+        ensure!(code == 0 && lent.state == TransferState::Complete, "{about}: {lent:#?}");
+        ensure!(stage.guest_cpus("b")? == cpus("0-1,6"), "{about}: b may use {}", stage.guest_cpus("b")?);
+        if ["malformed", "huge", "old"].contains(&about) {
+            stage.lab.until("show to say why", Duration::from_secs(60), |_| {
+                let agent = stage.show("a")?.agent;
+                let told = agent.state != AgentState::Connected && agent.last_error.is_some();
+                Ok(if told { Look::Done(()) } else { Look::NotYet(format!("{agent:?}")) })
+            })?;
+        }
+        let now = daemons_memory(stage)?;
+        ensure!(now < small + 32 * 1024, "{about}: the daemon grew from {small} to {now} KiB");
+        tell_the_truth(stage).with_context(|| format!("after {about}"))?;
+        all_is_well(stage)?;
+    }
+    ensure!(stage.lab.sh("cat /run/conumad.pid; kill -0 $(cat /run/conumad.pid)")? == pid, "the daemon died");
+    let log = stage.lab.sh("wc -c < /run/conumad.log; grep -c \"$(printf '\\033')\" /run/conumad.log || true; grep -c '^2026 ERROR forged' /run/conumad.log || true")?;
+    let numbers: Vec<u64> = log.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    ensure!(
+        numbers.len() == 3 && numbers[0] < 200_000 && numbers[1..] == [0, 0],
+        "the log: bytes, escapes, forged lines: {log}"
+    );
+    let findings = witness.findings()?;
+    ensure!(findings.violation_count == 0, "{findings:#?}");
+    Ok(())
+}
+
+/// It says that it left a CPU on which its guest is busy: the host sees it run, and closes the gate firmly.
+fn claims(stage: &Stage) -> Verdict {
+    as_at_first(stage)?;
+    let witness = stage.witness(&["a", "b"])?;
+    stage.start_load("a", &[6])?;
+    begin_to_lie(stage, "claims")?;
+    stage.lab.until("the host to believe it", Duration::from_secs(60), |_| {
+        let agent = stage.show("a")?.summary.agent;
+        Ok(if agent == AgentState::Connected { Look::Done(()) } else { Look::NotYet(format!("{agent:?}")) })
+    })?;
+    let (code, lent) = stage.transfer(LEND_CORE)?;
+    ensure!(code == 0 && lent.state == TransferState::Complete, "{lent:#?}");
+    let remarks: Vec<_> = lent.legs.iter().flat_map(|leg| &leg.remarks).map(|remark| remark.code.as_str()).collect();
+    ensure!(remarks.contains(&"donor-busy"), "nobody saw that it runs on: {remarks:?}");
+    stage.stop_load("a")?;
+    tell_the_truth(stage)?;
+    let findings = witness.findings()?;
+    ensure!(findings.violation_count == 0, "{findings:#?}");
+    Ok(())
+}
+
+fn killed_agent(stage: &Stage) -> Verdict {
+    as_at_first(stage)?;
+    stage.lab.guest("a", "touch /run/no-agent; kill -9 $(pidof conuma-agent)")?;
+    let (code, lent) = stage.transfer(LEND_CORE)?;
+    ensure!(code == 0 && lent.state == TransferState::Complete, "{lent:#?}");
+    ensure!(lent.legs.iter().any(|leg| !leg.remarks.is_empty()), "no word of the agent: {lent:#?}");
+    let detail = stage.show("a")?;
+    ensure!(detail.summary.agent == AgentState::Lost && detail.agent.last_error.is_some(), "{:?}", detail.agent);
+    stage.lab.guest("a", "rm /run/no-agent")?;
+    stage.until_agent("a")?;
+    ensure!(stage.guest_cpus("a")? == cpus("2-5,7"), "a may use {}", stage.guest_cpus("a")?);
+    as_at_first(stage)
+}
+
+/// A guest that does not run answers nothing: its core goes by the gate, its memory stays, and it is told when it runs again.
+fn paused(stage: &Stage) -> Verdict {
+    as_at_first(stage)?;
+    stage.monitor("a", "stop")?;
+    let (code, lent) = stage.transfer(LEND_CORE)?;
+    ensure!(code == 0 && lent.state == TransferState::Complete, "{lent:#?}");
+    all_is_well(stage)?;
+    stage.monitor("a", "cont")?;
+    stage.until_agent("a")?;
+    ensure!(stage.guest_cpus("a")? == cpus("2-5,7"), "a may use {}", stage.guest_cpus("a")?);
+    as_at_first(stage)
+}
+
+/// Files in memory that is full on every node, without swap, can go nowhere: what does not come is told, and who keeps it.
+fn kept_memory(stage: &Stage) -> Verdict {
+    as_at_first(stage)?;
+    stage.lab.guest(
+        "a",
+        "mkdir -p /run/full; mount -t tmpfs -o size=4g full /run/full; \
+         free=$(awk '/MemAvailable/ {print int($2 / 1024) - 90}' /proc/meminfo); \
+         dd if=/dev/zero of=/run/full/all bs=1M count=$free 2>/dev/null",
+    )?;
+    let argv = ["conuma", "lend", "--from", "a", "--to", "b", "--memory", "node1=256M", "--cpus", "6"];
+    let (code, lent) = stage.transfer(&argv)?;
+    ensure!(code == 3 && lent.state == TransferState::Partial, "exit code {code}: {lent:#?}");
+    let said: Vec<_> = lent.legs.iter().flat_map(|leg| &leg.shortfalls).map(|short| short.message.as_str()).collect();
+    ensure!(said.iter().any(|message| message.contains("did not give it in time")), "no reason: {said:?}");
+    ensure!(
+        stage.guest_cpus("b")? == cpus("0-1,6"),
+        "the plan went on without it: b may use {}",
+        stage.guest_cpus("b")?
+    );
+    all_is_well(stage)?;
+    stage.lab.guest("a", "umount /run/full")?;
+    as_at_first(stage)
+}
+
+/// Boots anew while it gives memory and cores: what it does not hold is gated from its first instruction, and it gets its
+/// memory again step by step.
+fn reset(stage: &Stage) -> Verdict {
+    as_at_first(stage)?;
+    let witness = stage.witness(&["a", "b"])?;
+    let before = stage.guest_memory("a", 1)?;
+    let lend = stage.lab.spawn(&[
+        "conuma",
+        "lend",
+        "--from",
+        "a",
+        "--to",
+        "b",
+        "--cpus",
+        "6-7",
+        "--memory",
+        "node1=256M",
+        "--json",
+    ])?;
+    stage.lab.until("the transfer to begin", Duration::from_secs(60), |lab| {
+        let log = lab.sh("grep -c 'transfer accepted' /run/conumad.log || true")?;
+        Ok(if log.trim() == "0" { Look::NotYet(log) } else { Look::Done(()) })
+    })?;
+    stage.monitor("a", "system_reset")?;
+    lend.wait(Duration::from_secs(300), &mut |_| {})?;
+    stage.until_agent("a")?;
+    as_at_first(stage)?;
+    stage.lab.until("its memory", Duration::from_secs(300), |_| {
+        let now = stage.guest_memory("a", 1)?;
+        Ok(if now == before { Look::Done(()) } else { Look::NotYet(now.to_string()) })
+    })?;
+    all_is_well(stage)?;
+    let findings = witness.findings()?;
+    ensure!(findings.violation_count == 0, "{findings:#?}");
+    // What follows is not to take this reset for a fault of the emulator.
+    stage.forgive_reset()
+}
+
+fn killed_qemu(stage: &Stage) -> Verdict {
+    as_at_first(stage)?;
+    let pid = stage.show("b")?.process.context("b runs")?.pid;
+    let lend = stage.lab.spawn(&[
+        "conuma",
+        "lend",
+        "--from",
+        "a",
+        "--to",
+        "b",
+        "--cpus",
+        "6-7",
+        "--memory",
+        "node1=256M",
+        "--json",
+    ])?;
+    stage.lab.sh(&format!("kill -9 {pid}"))?;
+    lend.wait(Duration::from_secs(300), &mut |_| {})?;
+    stage.lab.until("b to be gone", Duration::from_secs(120), |lab| {
+        let list = lab.ok(&["conuma", "list", "--json"])?;
+        Ok(if list.contains("\"b\"") { Look::NotYet(list) } else { Look::Done(()) })
+    })?;
+    stage.until_agent("a")?;
+    all_is_well(stage)?;
+    let a = stage.show("a")?.summary.holding;
+    ensure!(cpus("2-5").is_subset(&a.cpus), "a has lost more than it lent: {a:?}");
+    let left = stage.lab.sh("ls -d /sys/fs/cgroup/conuma/b 2>/dev/null || true")?;
+    ensure!(left.is_empty(), "left behind: {left}");
+    Ok(())
+}
+
+/// Cores go by the gate at once, memory as its kernel gives it; and a vCPU that is busy behind a closed gate takes next to
+/// nothing from the owner of its core.
+fn without_agent(stage: &Stage) -> Verdict {
+    ensure!(stage.show("a")?.summary.agent == AgentState::None, "{:?}", stage.show("a")?.summary);
+    stage.start_load("a", &[6])?;
+    let argv = ["conuma", "lend", "--from", "a", "--to", "b", "--cpus", "6", "--memory", "node1=128M"];
+    let (code, lent) = stage.transfer(&argv)?;
+    ensure!(code == 0 && lent.state == TransferState::Complete, "{lent:#?}");
+    stage.start_load("b", &[6])?;
+    let ran = |vm: &str| -> Result<u64> {
+        let detail = stage.show(vm)?;
+        let vcpu = detail.vcpus.iter().find(|vcpu| vcpu.cpu == CpuId(6)).context("there is a vCPU 6")?;
+        vcpu.run_time_us.context("its run time is known")
+    };
+    // After memory has moved the brake is as firm as it gets.
+    stage.lab.until("the quota of a's vCPU 6", Duration::from_secs(300), |lab| {
+        let max = lab.sh("cat /sys/fs/cgroup/conuma/a/vcpu6/cpu.max")?;
+        Ok(if max.starts_with("1000 ") { Look::Done(()) } else { Look::NotYet(max) })
+    })?;
+    let first = (ran("a")?, ran("b")?);
+    let (a, b) = stage.lab.until("b to run for twenty seconds", Duration::from_secs(300), |_| {
+        let (a, b) = (ran("a")? - first.0, ran("b")? - first.1);
+        Ok(if b > 20_000_000 { Look::Done((a, b)) } else { Look::NotYet(format!("{b} us")) })
+    })?;
+    ensure!(a * 50 <= a + b, "a ran {a} us on the core that it had lent, b {b} us: more than 2 %");
+    stage.stop_load("b")?;
+    stage.stop_load("a")?;
+    let ceiling: u64 = stage.lab.sh("cat /sys/fs/cgroup/conuma/a/memory.max")?.trim().parse()?;
+    ensure!(ceiling < Bytes::mib(2048).0, "the ceiling of a is {ceiling}");
+    // An agent appears: from now on it is asked, and has been told.
+    stage.lab.guest("a", "touch /run/agent-after-all")?;
+    stage.until_agent("a")?;
+    ensure!(stage.guest_cpus("a")? == cpus("2-5,7"), "a may use {}", stage.guest_cpus("a")?);
+    let (code, back) = stage.transfer(&["conuma", "recall", "--to", "a"])?;
+    ensure!(code == 0, "{back:#?}");
+    ensure!(stage.guest_cpus("a")? == cpus("2-7"), "a may use {}", stage.guest_cpus("a")?);
+    Ok(())
+}
+
+fn trespass(stage: &Stage) -> Verdict {
+    stage.lab.until("the audit", Duration::from_secs(120), |_| {
+        let summary = stage.show("b")?.summary;
+        Ok(if summary.takes_memory { Look::NotYet(format!("{summary:?}")) } else { Look::Done(()) })
+    })?;
+    let refused = stage.lab.run(&["conuma", "lend", "--from", "a", "--to", "b", "--memory", "node1=128M"])?;
+    ensure!(refused.code != 0 && refused.err.contains("uses more memory than it holds"), "{refused:?}");
+    let shown =
+        stage.lab.ok(&["conuma", "show"]).or_else(|_| stage.lab.run(&["conuma", "show"]).map(|output| output.out))?;
+    ensure!(shown.contains("on node 1"), "show does not tell: {shown}");
+    Ok(())
+}

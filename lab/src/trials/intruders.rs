@@ -1,0 +1,94 @@
+//! Others on the host who interfere: with threads, with cgroups, with CPUs.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use conuma_topology::CpuId;
+
+use super::daemon::all_is_well;
+use super::grid::{GUESTS, TOPOLOGY, as_at_first, cpus};
+use super::{Report, Trial, Verdict};
+use crate::host::{Kit, Look};
+use crate::stage::Stage;
+
+const TRIALS: [Trial<Stage>; 2] = [
+    Trial { name: "what_others_change_is_noticed_and_set_right", body: changes },
+    Trial { name: "a_cpu_that_the_host_loses_is_used_by_nobody", body: offline },
+];
+
+pub(super) fn run(kit: &Kit, report: &mut Report) -> Result<()> {
+    report.series(&TRIALS, || Stage::open(kit, "intruders", TOPOLOGY, &GUESTS))
+}
+
+const CGROUP: &str = "/sys/fs/cgroup/conuma/a";
+
+/// A vCPU thread is bound elsewhere, moved to another cgroup, its cpuset rewritten, its gate opened: within a period each is
+/// as before, and was told.
+fn changes(stage: &Stage) -> Verdict {
+    as_at_first(stage)?;
+    let thread = stage.lab.sh(&format!("cat {CGROUP}/vcpu1/cgroup.threads"))?;
+    let thread = thread.trim();
+    let allowed = || stage.lab.sh(&format!("grep Cpus_allowed_list /proc/{thread}/status | cut -f2"));
+    // The kernel itself keeps a thread in its cpuset.
+    stage.lab.sh(&format!("taskset -pc 4 {thread} >/dev/null 2>&1 || true"))?;
+    ensure!(allowed()?.trim() == "1", "vCPU 1 may run on {}", allowed()?);
+    for (what, done, told) in [
+        (
+            format!("echo {thread} > {CGROUP}/emulator/cgroup.threads"),
+            format!("grep -c '^{thread}$' {CGROUP}/vcpu1/cgroup.threads"),
+            "vCPU 1 was in another cgroup",
+        ),
+        (
+            format!("echo 0-7 > {CGROUP}/vcpu1/cpuset.cpus"),
+            format!("grep -c '^1$' {CGROUP}/vcpu1/cpuset.cpus"),
+            "vCPU 1 was bound to",
+        ),
+        (
+            format!("echo 0 > {CGROUP}/vcpu1/cpu.idle"),
+            format!("grep -c '^1$' {CGROUP}/vcpu1/cpu.idle"),
+            "the gate of vCPU 1 was open",
+        ),
+        (
+            format!("echo '10000 100000' > {CGROUP}/vcpu3/cpu.max"),
+            format!("grep -c '^max' {CGROUP}/vcpu3/cpu.max"),
+            "the gate of vCPU 3 was",
+        ),
+    ] {
+        stage.lab.sh(&what)?;
+        stage.lab.until(told, Duration::from_secs(60), |lab| {
+            let right = lab.sh(&format!("{done} || true"))?;
+            let said = lab.sh(&format!("grep -c '{told}' /run/conumad.log || true"))?;
+            let both = right.trim() == "1" && said.trim() != "0";
+            Ok(if both { Look::Done(()) } else { Look::NotYet(format!("right: {right} said: {said}")) })
+        })?;
+    }
+    ensure!(allowed()?.trim() == "1", "vCPU 1 may run on {}", allowed()?);
+    all_is_well(stage)
+}
+
+/// The kernel moves a vCPU's thread elsewhere when its CPU goes: it is stopped there, the guest leaves the CPU, and when
+/// that is back all is as before.
+fn offline(stage: &Stage) -> Verdict {
+    as_at_first(stage)?;
+    let online = "/sys/devices/system/cpu/cpu7/online";
+    stage.lab.sh(&format!("echo 0 > {online}"))?;
+    stage.lab.until("a to leave CPU 7", Duration::from_secs(120), |lab| {
+        let quota = lab.sh(&format!("cat {CGROUP}/vcpu7/cpu.max"))?;
+        let may = stage.guest_cpus("a")?;
+        let left = quota.starts_with("1000 ") && !may.contains(CpuId(7));
+        Ok(if left { Look::Done(()) } else { Look::NotYet(format!("quota {quota}, a may use {may}")) })
+    })?;
+    let refused = stage.lab.run(&["conuma", "lend", "--from", "a", "--to", "b", "--cpus", "7"])?;
+    ensure!(refused.code != 0 && refused.err.contains("offline"), "{refused:?}");
+    ensure!(stage.show("a")?.summary.holding.cpus == cpus("2-7"), "it is lost from the ledger");
+    stage.lab.sh(&format!("echo 1 > {online}"))?;
+    stage.lab.until("a to use CPU 7 again", Duration::from_secs(120), |_| {
+        let may = stage.guest_cpus("a")?;
+        Ok(if may.contains(CpuId(7)) { Look::Done(()) } else { Look::NotYet(may.to_string()) })
+    })?;
+    stage.until_agent("a")?;
+    let thread = stage.lab.sh(&format!("cat {CGROUP}/vcpu7/cgroup.threads"))?;
+    let allowed = stage.lab.sh(&format!("grep Cpus_allowed_list /proc/{}/status | cut -f2", thread.trim()))?;
+    ensure!(allowed.trim() == "7", "vCPU 7 may run on {allowed}");
+    all_is_well(stage)
+}
