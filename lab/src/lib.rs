@@ -22,6 +22,7 @@ pub mod trials;
 pub mod wire;
 
 mod client;
+mod confine;
 mod host;
 mod killer;
 mod liar;
@@ -32,6 +33,7 @@ mod spec;
 mod stage;
 
 pub use client::{Client, Output};
+pub use confine::confine;
 pub use host::{Kit, Lab, Look, Running, wait_until};
 pub use killer::{Kill, kill_at};
 pub use liar::{Lie, lie};

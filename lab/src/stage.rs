@@ -125,7 +125,7 @@ impl Stage {
         // A vCPU that halts would spin for a while: on an emulated CPU that is time another one needs.
         self.lab.sh("echo 0 > /sys/module/kvm/parameters/halt_poll_ns")?;
         self.lab.sh(&format!(
-            "setsid conumad --patience {PATIENCE} --audit-every {AUDIT} --reserve-memory {RESERVE} </dev/null >>/run/conumad.log 2>&1 & echo $! >/run/conumad.pid"
+            "setsid conuma-lab-init confine conumad --patience {PATIENCE} --audit-every {AUDIT} --reserve-memory {RESERVE} </dev/null >>/run/conumad.log 2>&1 & echo $! >/run/conumad.pid"
         ))?;
         self.lab.until("the daemon", Duration::from_secs(60), |lab| {
             let output = lab.run(&["conuma", "list", "--json"])?;
@@ -143,7 +143,7 @@ impl Stage {
 
     /// Gives a command without arguments to a guest's QEMU, past the daemon.
     pub fn monitor(&self, vm: &str, command: &str) -> Result<()> {
-        self.lab.ok(&["conuma-lab-init", "qmp", &format!("/run/witness-{vm}.sock"), command]).map(drop)
+        self.lab.ok(&["conuma-lab-init", "qmp", &format!("/run/hand-{vm}.sock"), command]).map(drop)
     }
 
     /// What follows does not take resets so far for faults of the emulator: they were asked for.
@@ -239,6 +239,9 @@ impl Stage {
             format!("file:/run/{name}.console"),
             "-qmp".to_owned(),
             format!("unix:/run/witness-{name}.sock,server=on,wait=off"),
+            // Each serves one at a time: this one is for what trials do to a guest while the witness watches.
+            "-qmp".to_owned(),
+            format!("unix:/run/hand-{name}.sock,server=on,wait=off"),
         ];
         qemu_args.extend(guest.qemu_args.iter().map(|arg| (*arg).to_owned()));
         let (agent, word) = if guest.agentless { ("none", " conuma.agent=none") } else { ("expected", "") };
@@ -285,7 +288,7 @@ impl Stage {
             argv.push(format!("--limit={node}={}", capacity.saturating_sub(reserve).0));
         }
         let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
-        Ok(Witness { stage: self, command: self.lab.spawn(&argv)? })
+        Ok(Witness { stage: self, command: Some(self.lab.spawn(&argv)?) })
     }
 
     /// `MemTotal` of the host's nodes, read by the lab itself.
@@ -358,18 +361,29 @@ impl Stage {
     }
 }
 
-/// The witness at work.
+/// The witness at work. It ends its watch when it is dropped, too: what follows a failed trial must find its monitors free.
 #[derive(Debug)]
 pub struct Witness<'a> {
     stage: &'a Stage,
-    command: Command<'a>,
+    command: Option<Command<'a>>,
+}
+
+impl Drop for Witness<'_> {
+    fn drop(&mut self) {
+        if let Some(command) = self.command.take() {
+            // If that fails the host is gone, and the witness with it.
+            let _ = self.stage.lab.sh(&format!("touch {WITNESS_STOP}"));
+            let _ = command.wait(Duration::from_secs(60), &mut |_| {});
+        }
+    }
 }
 
 impl Witness<'_> {
     /// Ends the watch and gives what was seen.
-    pub fn findings(self) -> Result<Findings> {
+    pub fn findings(mut self) -> Result<Findings> {
         self.stage.lab.sh(&format!("touch {WITNESS_STOP}"))?;
-        let text = self.command.wait(Duration::from_secs(60), &mut |_| {})?.ok().context("the witness")?;
+        let command = self.command.take().context("it watches")?;
+        let text = command.wait(Duration::from_secs(60), &mut |_| {})?.ok().context("the witness")?;
         serde_json::from_str(&text).with_context(|| format!("the witness said {text}"))
     }
 }

@@ -320,3 +320,14 @@ fn version_1_bytes() {
     let expected = [8, 7, 16, 172, 2, 24, 244, 3, 90, 8, 10, 6, 10, 4, 0, 3, 8, 8];
     assert_eq!(encode_request(&request), expected);
 }
+
+#[test]
+fn a_text_of_a_guest_moves_no_cursor_and_forges_no_line() {
+    let forged = "\u{1b}[2J\r\n2026 ERROR \u{202e}drawkcab\u{0}\u{9b}31m";
+    let body = Err(AgentError::Failed(forged.into()));
+    let bytes = encode_response(&Response { id: RequestId(1), body });
+    let Err(AgentError::Failed(text)) = decode_response(&bytes).expect("it is decoded").body else {
+        panic!("no error")
+    };
+    assert_eq!(text, "?[2J??2026 ERROR ?drawkcab??31m");
+}

@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use conuma_binding::BindingPlan;
 use conuma_linux::procfs::Pid;
-use conuma_topology::{Bytes, CpuSet, NodeId, VcpuId, VmName};
+use conuma_topology::{Bytes, CpuSet, NodeId, VcpuId, VcpuSet, VmName};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
@@ -72,6 +72,9 @@ pub trait Vm: Send + Sync {
 
     /// How long each of these vCPU threads has run since it began.
     async fn run_times(&self, vcpus: &[VcpuId]) -> Result<BTreeMap<VcpuId, Duration>, HypervisorError>;
+
+    /// Those of these vCPUs whose thread runs, or wants to, at this instant.
+    async fn runnable(&self, vcpus: &[VcpuId]) -> Result<VcpuSet, HypervisorError>;
 
     /// Puts threads that appeared since into their leaf, and vCPU threads that someone moved back.
     async fn adopt_threads(&self) -> Result<Adopted, HypervisorError>;

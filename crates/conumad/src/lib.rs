@@ -22,6 +22,7 @@ pub mod http;
 pub mod journal;
 pub mod notify;
 pub mod vms;
+mod voice;
 mod wire;
 
 pub use config::{Config, Settings};

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use conuma_lab::observe::{Watch, watch};
-use conuma_lab::{Client, Kill, Lie, Monitor, kill_at, lie, print, serve};
+use conuma_lab::{Client, Kill, Lie, Monitor, confine, kill_at, lie, print, serve};
 
 #[derive(Parser)]
 #[command(about = "The lab's hand inside its machines")]
@@ -72,6 +72,12 @@ enum Command {
         #[arg(required = true)]
         watch: Vec<PathBuf>,
     },
+    /// Run `conumad` or `conuma-agent` with the capabilities of its unit.
+    Confine {
+        /// Program and arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        argv: Vec<String>,
+    },
     /// Take the place of the agent, and lie to the host.
     Lie {
         /// About what.
@@ -128,6 +134,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::KillAt { pid, nth, armed, killed, watch } => {
             kill_at(&Kill { pid, watch, nth, armed, killed }).map(|()| ExitCode::SUCCESS)
         }
+        Command::Confine { argv } => confine(&argv).map(|()| ExitCode::SUCCESS),
         Command::Lie { about } => lie(about).map(|()| ExitCode::SUCCESS),
         Command::Resize { from, to, node, bytes } => {
             let (mut from, mut to) = (Monitor::connect(&from)?, Monitor::connect(&to)?);

@@ -52,6 +52,19 @@ fn begin_to_lie(stage: &Stage, about: &str) -> Result<()> {
     })
 }
 
+/// Whatever an earlier trial left behind is undone: `a` runs, idle and honest, and has all that it had at first.
+fn ready(stage: &Stage) -> Result<()> {
+    stage.monitor("a", "cont")?;
+    stage.lab.guest(
+        "a",
+        "[ -e /run/load ] && kill -9 $(cat /run/load); rm -f /run/load /run/no-agent /run/liar; \
+         liars=$(ps -o pid,args | grep '[c]onuma-lab-init lie' | awk '{print $1}'); [ -z \"$liars\" ] || kill -9 $liars; \
+         umount /run/full 2>/dev/null; true",
+    )?;
+    stage.until_agent("a")?;
+    as_at_first(stage)
+}
+
 /// The real agent answers again.
 fn tell_the_truth(stage: &Stage) -> Result<()> {
     stage
@@ -70,7 +83,7 @@ fn daemons_memory(stage: &Stage) -> Result<u64> {
 /// Whatever is said in the place of the agent: the daemon lives, stays small and serves the other guest; nothing that `a`
 /// does not hold becomes its own; and `show` tells of it. When the agent is back all is as before.
 fn liars(stage: &Stage) -> Verdict {
-    as_at_first(stage)?;
+    ready(stage)?;
     let witness = stage.witness(&["a", "b"])?;
     let (small, pid) = (daemons_memory(stage)?, stage.lab.sh("cat /run/conumad.pid")?);
     for about in ["absurd", "flood", "malformed", "huge", "endless", "old", "escapes"] {
@@ -105,7 +118,7 @@ fn liars(stage: &Stage) -> Verdict {
 
 /// It says that it left a CPU on which its guest is busy: the host sees it run, and closes the gate firmly.
 fn claims(stage: &Stage) -> Verdict {
-    as_at_first(stage)?;
+    ready(stage)?;
     let witness = stage.witness(&["a", "b"])?;
     stage.start_load("a", &[6])?;
     begin_to_lie(stage, "claims")?;
@@ -125,7 +138,7 @@ fn claims(stage: &Stage) -> Verdict {
 }
 
 fn killed_agent(stage: &Stage) -> Verdict {
-    as_at_first(stage)?;
+    ready(stage)?;
     stage.lab.guest("a", "touch /run/no-agent; kill -9 $(pidof conuma-agent)")?;
     let (code, lent) = stage.transfer(LEND_CORE)?;
     ensure!(code == 0 && lent.state == TransferState::Complete, "{lent:#?}");
@@ -140,7 +153,7 @@ fn killed_agent(stage: &Stage) -> Verdict {
 
 /// A guest that does not run answers nothing: its core goes by the gate, its memory stays, and it is told when it runs again.
 fn paused(stage: &Stage) -> Verdict {
-    as_at_first(stage)?;
+    ready(stage)?;
     stage.monitor("a", "stop")?;
     let (code, lent) = stage.transfer(LEND_CORE)?;
     ensure!(code == 0 && lent.state == TransferState::Complete, "{lent:#?}");
@@ -153,7 +166,7 @@ fn paused(stage: &Stage) -> Verdict {
 
 /// Files in memory that is full on every node, without swap, can go nowhere: what does not come is told, and who keeps it.
 fn kept_memory(stage: &Stage) -> Verdict {
-    as_at_first(stage)?;
+    ready(stage)?;
     stage.lab.guest(
         "a",
         "mkdir -p /run/full; mount -t tmpfs -o size=4g full /run/full; \
@@ -178,7 +191,7 @@ fn kept_memory(stage: &Stage) -> Verdict {
 /// Boots anew while it gives memory and cores: what it does not hold is gated from its first instruction, and it gets its
 /// memory again step by step.
 fn reset(stage: &Stage) -> Verdict {
-    as_at_first(stage)?;
+    ready(stage)?;
     let witness = stage.witness(&["a", "b"])?;
     let before = stage.guest_memory("a", 1)?;
     let lend = stage.lab.spawn(&[
@@ -214,7 +227,7 @@ fn reset(stage: &Stage) -> Verdict {
 }
 
 fn killed_qemu(stage: &Stage) -> Verdict {
-    as_at_first(stage)?;
+    ready(stage)?;
     let pid = stage.show("b")?.process.context("b runs")?.pid;
     let lend = stage.lab.spawn(&[
         "conuma",

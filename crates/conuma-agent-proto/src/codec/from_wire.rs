@@ -21,8 +21,18 @@ const MAX_STAGES: usize = 64;
 
 type Decoded<T> = Result<T, DecodeError>;
 
+/// What would move a cursor, begin a line or turn the direction of writing where a text is shown or logged.
+fn is_unprintable(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
 fn text(what: &'static str, text: String) -> Decoded<String> {
-    if text.len() > MAX_TEXT { Err(DecodeError::OutOfBounds { what, why: "text too long" }) } else { Ok(text) }
+    if text.len() > MAX_TEXT {
+        return Err(DecodeError::OutOfBounds { what, why: "text too long" });
+    }
+    // No longer than before, so that it can be sent on.
+    Ok(if text.contains(is_unprintable) { text.replace(is_unprintable, "?") } else { text })
 }
 
 fn id(what: &'static str, id: u32) -> Decoded<u32> {

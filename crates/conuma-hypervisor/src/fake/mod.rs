@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use conuma_binding::BindingPlan;
 use conuma_linux::procfs::Pid;
-use conuma_topology::{Bytes, CpuSet, NodeId, VcpuId, VmName};
+use conuma_topology::{Bytes, CpuSet, NodeId, VcpuId, VcpuSet, VmName};
 use tokio::sync::{broadcast, watch};
 
 pub use gates::{MemoryGateRoot, MemoryGates};
@@ -33,6 +33,8 @@ pub struct Faults {
     pub takes: BTreeMap<NodeId, Bytes>,
     /// Run times of these vCPUs grow, gate or no gate.
     pub busy: BTreeSet<VcpuId>,
+    /// These vCPUs run, but the kernel has not counted it yet.
+    pub stale: BTreeSet<VcpuId>,
     /// Gates cannot be set.
     pub gates_stuck: bool,
     /// QEMU's monitor does not answer. What goes past it works: gates, run times, an end by force.
@@ -374,6 +376,12 @@ impl Vm for FakeVm {
         let state = self.enter().await?;
         let ran = |vcpu: &VcpuId| if state.faults.busy.contains(vcpu) { self.begun.elapsed() } else { Duration::ZERO };
         Ok(vcpus.iter().map(|vcpu| (*vcpu, ran(vcpu))).collect())
+    }
+
+    async fn runnable(&self, vcpus: &[VcpuId]) -> Result<VcpuSet, HypervisorError> {
+        let state = self.enter().await?;
+        let busy = |vcpu: &&VcpuId| state.faults.busy.contains(vcpu) || state.faults.stale.contains(vcpu);
+        Ok(vcpus.iter().filter(busy).copied().collect())
     }
 
     async fn adopt_threads(&self) -> Result<Adopted, HypervisorError> {

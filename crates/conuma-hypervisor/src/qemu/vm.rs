@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use conuma_binding::BindingPlan;
 use conuma_linux::cgroup::Limit;
 use conuma_linux::procfs::{Pid, ProcFs, Tid};
-use conuma_topology::{Bytes, CpuId, NodeId, VcpuId, VmName};
+use conuma_topology::{Bytes, CpuId, NodeId, VcpuId, VcpuSet, VmName};
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
 use tokio::task::AbortHandle;
@@ -202,6 +202,22 @@ impl Vm for QemuVm {
         };
         let times = vcpus.iter().map(time).collect::<Result<Vec<_>, GateError>>();
         times.map(|times| times.into_iter().flatten().collect()).map_err(|source| self.gate_failed(source))
+    }
+
+    async fn runnable(&self, vcpus: &[VcpuId]) -> Result<VcpuSet> {
+        let mut runnable = VcpuSet::new();
+        for vcpu in vcpus {
+            let Some(thread) = self.threads.get(vcpu) else { continue };
+            match self.proc.task_stat(self.process.pid(), *thread) {
+                Err(error) if error.is_gone() => {}
+                stat => {
+                    if stat.map_err(|source| self.gate_failed(source.into()))?.is_runnable() {
+                        runnable.insert(*vcpu);
+                    }
+                }
+            }
+        }
+        Ok(runnable)
     }
 
     async fn adopt_threads(&self) -> Result<Adopted> {

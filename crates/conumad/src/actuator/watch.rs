@@ -1,15 +1,23 @@
 //! Seeing whether vCPUs run.
+//!
+//! The kernel counts a thread's run time when it stops and at ticks, which can be 10 ms apart. So a vCPU that seems to have
+//! stood still but is not asleep at the end is looked at again: one that just handled an interrupt is asleep by then, of one
+//! that runs on the time has been counted.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use conuma_binding::BindingPlan;
 use conuma_hypervisor::{HypervisorError, Vm};
-use conuma_topology::{CpuSet, VcpuId};
-use tokio::time::{Instant, sleep_until};
+use conuma_topology::{CpuSet, VcpuId, VcpuSet};
+use tokio::time::{Instant, sleep, sleep_until};
 
 /// A vCPU that ran for more than this part of the time was not idle; less is a stray interrupt.
 const BUSY_PART: u32 = 4;
+/// Between looks at one that is not asleep.
+const AGAIN: Duration = Duration::from_millis(3);
+/// One that is not asleep at so many looks in a row runs on, whatever has been counted: by then there was a tick.
+const LOOKS: u32 = 6;
 
 /// A look at run times that has begun.
 pub(crate) struct Watch<'a> {
@@ -30,9 +38,29 @@ impl<'a> Watch<'a> {
     /// Ends, `window` after the beginning at the earliest: the CPUs of vCPUs that ran meanwhile.
     pub(crate) async fn end(self, window: Duration) -> Result<CpuSet, HypervisorError> {
         sleep_until(self.began + window).await;
-        let (lasted, after) = (self.began.elapsed(), self.vm.run_times(&self.vcpus).await?);
-        let ran = |vcpu: &VcpuId| Some(after.get(vcpu)?.saturating_sub(*self.before.get(vcpu)?));
-        let busy = self.vcpus.iter().filter(|vcpu| ran(vcpu).is_none_or(|ran| ran > lasted / BUSY_PART));
-        Ok(self.plan.replica.cpus_of(&busy.copied().collect()))
+        let mut busy = self.ran(&self.vcpus).await?;
+        let mut awake = self.vm.runnable(&not_in(&busy, &self.vcpus)).await?;
+        for _ in 1..LOOKS {
+            if awake.is_empty() {
+                return Ok(self.plan.replica.cpus_of(&busy));
+            }
+            sleep(AGAIN).await;
+            let doubtful: Vec<VcpuId> = awake.iter().collect();
+            busy = busy.union(&self.ran(&doubtful).await?);
+            awake = self.vm.runnable(&not_in(&busy, &doubtful)).await?;
+        }
+        Ok(self.plan.replica.cpus_of(&busy.union(&awake)))
     }
+
+    /// Those of which enough time was counted.
+    async fn ran(&self, vcpus: &[VcpuId]) -> Result<VcpuSet, HypervisorError> {
+        let (lasted, after) = (self.began.elapsed(), self.vm.run_times(vcpus).await?);
+        let ran = |vcpu: &VcpuId| Some(after.get(vcpu)?.saturating_sub(*self.before.get(vcpu)?));
+        let busy = vcpus.iter().filter(|vcpu| ran(vcpu).is_none_or(|ran| ran > lasted / BUSY_PART));
+        Ok(busy.copied().collect())
+    }
+}
+
+fn not_in(busy: &VcpuSet, vcpus: &[VcpuId]) -> Vec<VcpuId> {
+    vcpus.iter().filter(|vcpu| !busy.contains(**vcpu)).copied().collect()
 }

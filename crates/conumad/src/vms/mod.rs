@@ -11,7 +11,7 @@ mod view;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use conuma_agent_proto::Report;
 use conuma_api::{Code, Problem};
@@ -30,6 +30,7 @@ use crate::bus::Bus;
 use crate::clock::Clock;
 use crate::config::Settings;
 use crate::core::CoreHandle;
+use crate::voice::Voice;
 
 pub use start::Found;
 pub(crate) use start::find;
@@ -89,6 +90,7 @@ pub(crate) struct Running {
     stops: AtomicUsize,
     /// Ends all that watches it and acts on it.
     stop: CancellationToken,
+    voice: Voice,
 }
 
 /// The last two reports of a guest.
@@ -157,7 +159,13 @@ impl Running {
             reset_missed: AtomicBool::new(false),
             stops: AtomicUsize::new(0),
             stop,
+            voice: Voice::new(Instant::now()),
         })
+    }
+
+    /// Whether something that its guest caused may be logged.
+    fn speaks(&self) -> bool {
+        self.voice.speaks(self.vm.name(), Instant::now())
     }
 
     /// Whether someone ends it.

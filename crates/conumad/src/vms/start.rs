@@ -13,6 +13,7 @@ use anyhow::Context as _;
 use conuma_api::{Code, EventKind, Problem, StartPlan, VmDetail};
 use conuma_balancing::{Event, Resources, VmFound};
 use conuma_binding::{Agent, BindingPlan, PlanError, PlanOptions, VmSpec};
+use conuma_hypervisor::gate::{Gate, Grip};
 use conuma_hypervisor::qemu::command_line;
 use conuma_hypervisor::{Hypervisor, HypervisorError, RunState, Vm};
 use conuma_topology::VmName;
@@ -343,8 +344,9 @@ async fn attach(
                 Some(vm) => {
                     let mut seen = observe(vm.as_ref(), plan).await?;
                     // An earlier daemon may just have closed a gate softly: then the guest can still run behind it.
-                    let closed = plan.replica.cpus().difference(&seen.open);
-                    let watch = Watch::begin(vm.as_ref(), plan, &closed).await?;
+                    let soft = vm.gates().await?.into_iter().filter(|(_, gate)| *gate == Gate::Closed(Grip::SOFT));
+                    let soft = plan.replica.cpus_of(&soft.map(|(vcpu, _)| vcpu).collect());
+                    let watch = Watch::begin(vm.as_ref(), plan, &soft).await?;
                     seen.runs_on = watch.end(settings.timing.idle_window).await?;
                     Ok(Some((vm, seen)))
                 }

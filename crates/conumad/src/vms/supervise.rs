@@ -87,7 +87,9 @@ impl Room {
         let vm = entry.plan.name.clone();
         match event {
             LinkEvent::Connected(facts) => {
-                tracing::info!(%vm, kernel = %facts.kernel_release, agent = %facts.agent_version, "agent connected");
+                if running.speaks() {
+                    tracing::info!(%vm, kernel = %facts.kernel_release, agent = %facts.agent_version, "agent connected");
+                }
                 self.first_baseline(entry, running, &facts).await;
                 let holding = facts.holding.as_ref().map(|cpus| entry.plan.replica.host_cpus(cpus));
                 if holding.is_some() {
@@ -97,7 +99,9 @@ impl Room {
                 self.bus.tell(EventKind::AgentConnected { vm });
             }
             LinkEvent::Lost(why) => {
-                tracing::info!(%vm, why, "agent lost");
+                if running.speaks() {
+                    tracing::info!(%vm, why, "agent lost");
+                }
                 self.core.happened(Event::AgentLost { vm: vm.clone() });
                 self.bus.tell(EventKind::AgentLost { vm, why });
             }
@@ -120,7 +124,9 @@ impl Room {
         let vm = entry.plan.name.clone();
         match event {
             Ok(VmEvent::Reset) => {
-                tracing::info!(%vm, "guest was reset");
+                if running.speaks() {
+                    tracing::info!(%vm, "guest was reset");
+                }
                 *running.reports() = Default::default();
                 running.excuses.boots(Instant::now());
                 self.core.happened(Event::VmReset { vm: vm.clone() });
@@ -138,7 +144,9 @@ impl Room {
             Ok(VmEvent::Paused) => look_if_halted(entry, running).await,
             Ok(VmEvent::Resumed) => {}
             Ok(VmEvent::Missed(missed)) | Err(broadcast::error::RecvError::Lagged(missed)) => {
-                tracing::warn!(%vm, missed, "events of QEMU were missed");
+                if running.speaks() {
+                    tracing::warn!(%vm, missed, "events of QEMU were missed");
+                }
                 running.reset_missed.store(true, Ordering::Relaxed);
                 running.excuses.boots(Instant::now());
                 // An agent that is connected is lost by a reset: the engine learns of it by that.

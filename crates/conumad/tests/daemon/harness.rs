@@ -29,6 +29,7 @@ const MACHINE: &str = "2n4c1t@1G";
 pub struct Host {
     dir: TempDir,
     adjust: fn(&mut Settings),
+    machine: &'static str,
     pub hypervisor: FakeHypervisor,
     pub daemon: Option<Daemon>,
     pub client: Client,
@@ -77,11 +78,16 @@ impl Host {
 
     /// With other settings than usual, also for daemons that are started later.
     pub async fn boot_with(adjust: fn(&mut Settings)) -> Self {
+        Self::boot_on(MACHINE, adjust).await
+    }
+
+    /// On another machine than usual.
+    pub async fn boot_on(machine: &'static str, adjust: fn(&mut Settings)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("agents")).unwrap();
-        std::fs::write(dir.path().join("online"), "0-7\n").unwrap();
+        std::fs::write(dir.path().join("online"), "0-2047\n").unwrap();
         let client = Client::new(dir.path().join("run/conumad.sock"));
-        let mut host = Self { dir, adjust, hypervisor: FakeHypervisor::default(), daemon: None, client };
+        let mut host = Self { dir, adjust, machine, hypervisor: FakeHypervisor::default(), daemon: None, client };
         host.start_daemon().await;
         host
     }
@@ -125,7 +131,7 @@ impl Host {
     fn surroundings(&self) -> Surroundings {
         let hypervisor = Arc::new(self.hypervisor.clone());
         let online = self.dir.path().join("online");
-        Surroundings { machine: MACHINE.parse().unwrap(), boot_id: "this boot".into(), hypervisor, online }
+        Surroundings { machine: self.machine.parse().unwrap(), boot_id: "this boot".into(), hypervisor, online }
     }
 
     /// The host's kernel says that these CPUs are online.

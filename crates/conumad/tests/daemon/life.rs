@@ -28,6 +28,33 @@ async fn a_vm_starts_with_what_it_holds_and_every_other_gate_closed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn ten_vms_that_start_together_spread_over_the_nodes() {
+    let host = Host::boot_on("4n6c1t@4G", |_| ()).await;
+    let file = |n: u32| {
+        format!("name = \"vm{n}\"\n[guarantee]\ncores = 2\nmemory = \"640M\"\n[boot]\nmemory_per_node = \"128M\"\n")
+    };
+    let starts: Vec<_> = (0..10)
+        .map(|n| {
+            let (client, file) = (host.client.clone(), file(n));
+            tokio::spawn(async move { client.start(&file, true).await })
+        })
+        .collect();
+    for start in starts {
+        let vm = start.await.unwrap().unwrap();
+        let nodes: BTreeSet<u32> = vm.summary.holding.cpus.iter().map(|cpu| cpu.0 / 6).collect();
+        assert_eq!((vm.summary.cores, nodes.len()), (2, 1), "{:?}", vm.summary.holding);
+    }
+    let ledger = host.client.ledger().await.unwrap();
+    let of_node = |node: u32| {
+        let held = ledger.accounts.iter().filter(|account| matches!(account.holder, Holder::Vm(_)));
+        held.filter(|account| account.holds.cpus.iter().any(|cpu| cpu.0 / 6 == node)).count()
+    };
+    let counts: Vec<usize> = (0..4).map(of_node).collect();
+    assert!(counts.iter().all(|count| (2..=3).contains(count)), "VMs on each node: {counts:?}");
+    host.check().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_preview_of_a_start_shows_the_bindings_and_starts_nothing() {
     let host = Host::boot().await;
     let plan = host.client.preview_start(&vm_file("a", "0-3")).await.unwrap();

@@ -142,6 +142,46 @@ async fn the_gate_takes_cores_from_a_guest_that_does_not_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn two_transfers_over_the_same_cores_never_give_one_twice() {
+    let host = Host::boot().await;
+    let _guests = (host.guest("a"), host.guest("b"), host.guest("c"));
+    for (vm, initial) in [("a", "0-3"), ("b", "4-5"), ("c", "6-7")] {
+        host.client.start(&vm_file(vm, initial), true).await.unwrap();
+    }
+    host.settled(&["a", "b", "c"]).await;
+    let asks = (0..12).map(|n| {
+        let (client, to) = (host.client.clone(), if n % 2 == 0 { "b" } else { "c" });
+        let request = if n % 3 == 2 { recall("a") } else { lend("a", to, cpus("2-3")) };
+        tokio::spawn(async move { client.transfer(request).await.map(|transfer| transfer.id) })
+    });
+    let mut begun = Vec::new();
+    for ask in asks.collect::<Vec<_>>() {
+        // One that comes too late is refused, as the cores are gone.
+        begun.extend(ask.await.unwrap());
+    }
+    assert!(begun.len() >= 2, "{begun:?}");
+    for id in begun {
+        host.ended(id).await;
+    }
+    host.settled(&["a", "b", "c"]).await;
+    host.check().await;
+    let held = [host.cpus_of("a").await, host.cpus_of("b").await, host.cpus_of("c").await];
+    let takers = [&held[1], &held[2]].into_iter().filter(|cpus| cpus.starts_with("2-")).count();
+    assert!(takers <= 1 && (takers == 1) == (held[0] == "0-1"), "{held:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vcpu_that_runs_on_is_seen_also_where_its_time_is_not_counted_yet() {
+    let host = Host::boot().await;
+    let _guests = host.two_vms().await;
+    host.fake("a").set_faults(Faults { stale: [VcpuId(3)].into(), ..Faults::default() });
+    let lent = host.transfer(lend("a", "b", cpus("2-3"))).await;
+    assert_eq!(lent.state, TransferState::Complete);
+    assert_eq!(lent.legs[0].remarks[0].code, "donor-busy", "{lent:#?}");
+    assert_eq!(host.vm("a").await.vcpus[3].gate, GateState::Firm);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_gated_vcpu_that_keeps_running_is_braked_step_by_step() {
     let host = Host::boot().await;
     let _guests = host.two_vms().await;
