@@ -95,6 +95,9 @@ struct Game<'a> {
     loads: u32,
 }
 
+/// Undoes a fault.
+type Heal = Box<dyn FnOnce(&Stage) -> Result<()>>;
+
 /// What goes wrong while something moves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
@@ -210,7 +213,7 @@ impl Game<'_> {
     }
 
     /// Makes it happen; gives what undoes it.
-    fn inflict(&mut self, fault: Fault, vm: &'static str) -> Result<Box<dyn FnOnce(&Stage) -> Result<()>>> {
+    fn inflict(&mut self, fault: Fault, vm: &'static str) -> Result<Heal> {
         let stage = self.stage;
         let lasts = Duration::from_millis(self.dice.u64(0..6000));
         Ok(match fault {
