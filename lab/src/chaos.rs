@@ -154,9 +154,9 @@ impl Game<'_> {
         if fault != Fault::None {
             *self.outcome.faults.entry(format!("{fault:?}")).or_default() += 1;
         }
+        heal(self.stage)?;
         let output = running.wait(RECALL_BUDGET, &mut |_| {})?;
         self.note(&argv, &output.out);
-        heal(self.stage)?;
         self.recovered(fault)
     }
 

@@ -61,6 +61,8 @@ async fn run(config: Config) -> anyhow::Result<()> {
     notify::stopping();
     watchdog.abort();
     daemon.stop().await;
+    // Fails, as it should, while there are VMs in it.
+    let _ = std::fs::remove_dir(&config.cgroup_root);
     Ok(())
 }
 

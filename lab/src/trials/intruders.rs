@@ -11,9 +11,10 @@ use super::{Report, Trial, Verdict};
 use crate::host::{Kit, Look};
 use crate::stage::Stage;
 
-const TRIALS: [Trial<Stage>; 2] = [
+const TRIALS: [Trial<Stage>; 3] = [
     Trial { name: "what_others_change_is_noticed_and_set_right", body: changes },
     Trial { name: "a_cpu_that_the_host_loses_is_used_by_nobody", body: offline },
+    Trial { name: "released_vms_run_on_as_if_nobody_had_bound_them", body: release },
 ];
 
 pub(super) fn run(kit: &Kit, report: &mut Report) -> Result<()> {
@@ -91,4 +92,31 @@ fn offline(stage: &Stage) -> Verdict {
     let allowed = stage.lab.sh(&format!("grep Cpus_allowed_list /proc/{}/status | cut -f2", thread.trim()))?;
     ensure!(allowed.trim() == "7", "vCPU 7 may run on {allowed}");
     all_is_well(stage)
+}
+
+/// Last, as it ends what the others need: no cgroup, no bound thread, no gate is left, the guests run and use every CPU, and
+/// have the memory that they had.
+fn release(stage: &Stage) -> Verdict {
+    as_at_first(stage)?;
+    let pids = stage.lab.sh("pidof qemu-system-x86_64")?;
+    let memory = stage.guest_memory("a", 1)?;
+    let asked = stage.lab.run(&["conuma", "release", "a"])?;
+    ensure!(asked.code != 0 && asked.err.contains("--yes"), "{asked:?}");
+    ensure!(stage.show("a")?.summary.settled, "it was only asked about");
+    let said = stage.lab.ok(&["conuma", "release", "--all", "--yes", "--json"])?;
+    ensure!(said.matches("\"agent_told\": true").count() == 2, "{said}");
+    ensure!(stage.lab.sh("pidof qemu-system-x86_64")? == pids, "a guest has ended");
+    let bound = stage.lab.sh(
+        "for pid in $(pidof qemu-system-x86_64); do grep -h Cpus_allowed_list /proc/$pid/task/*/status; done | sort -u | cut -f2",
+    )?;
+    ensure!(bound.trim() == "0-7", "threads are bound to {bound}");
+    let left = stage.lab.sh("ls -d /sys/fs/cgroup/conuma/*/ 2>/dev/null || true")?;
+    ensure!(left.is_empty(), "left behind: {left}");
+    for vm in ["a", "b"] {
+        ensure!(stage.guest_cpus(vm)? == cpus("0-7"), "{vm} may use {}", stage.guest_cpus(vm)?);
+    }
+    ensure!(stage.guest_memory("a", 1)? == memory, "its memory has changed");
+    let list = stage.lab.ok(&["conuma", "list", "--json"])?;
+    ensure!(list.trim() == "[]", "the daemon knows {list}");
+    stage.lab.sh("kill $(pidof qemu-system-x86_64)").map(drop)
 }
