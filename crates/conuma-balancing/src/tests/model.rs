@@ -347,3 +347,14 @@ fn every_interleaving_of_three_vms_and_two_nodes() {
     let requests = vec![lend("a", "b", both), lend("b", "c", of_cpus("1"))];
     Small::new(host, specs, requests, 1).check(100_000);
 }
+
+#[test]
+fn every_interleaving_with_a_guest_that_has_no_agent_until_one_appears() {
+    let host = host(1, 3, 1, 2);
+    let (a, b) = (spec(&host, "a", "0-1", 1), spec(&host, "b", "2", 1));
+    let requests = vec![lend("a", "b", of_cpus("1")), recall("a")];
+    let mut small = Small::new(host, vec![VmSpec { agentless: true, ..a }, b], requests, 1);
+    small.world.disconnect(&name("a"));
+    small.world.run_until_settled();
+    small.check(2_000);
+}
