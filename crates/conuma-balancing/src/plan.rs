@@ -253,7 +253,7 @@ pub enum Refusal {
     Silent(VmName),
     /// A VM that uses more memory than it holds is given none.
     #[error(
-        "{0} uses more memory than it holds, and gets none until an audit finds that it does not; see `conuma check`"
+        "{0} uses more memory than it holds, and gets none until an audit finds that it does not; see `conuma show`"
     )]
     Trespasses(VmName),
     /// CPUs that nobody can use now.

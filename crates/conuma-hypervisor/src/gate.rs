@@ -225,6 +225,10 @@ impl VmCgroups {
     /// Moves the process, with all its threads, to where the cgroup of all VMs is, and removes its own. From then on it is
     /// bound to nothing and braked by nothing.
     pub fn release(&self, process: Pid) -> Result<(), GateError> {
+        // The kernel looks at the first thread's cpuset only when it decides whether a move changes what threads may use.
+        for vcpu in self.vcpus()? {
+            self.leaf(vcpu).set_cpus(&CpuSet::new())?;
+        }
         let all_vms = self.domain.path().parent().and_then(std::path::Path::parent);
         let outside = Cgroup::at(all_vms.unwrap_or(self.domain.path()));
         outside.add_process(process)?;

@@ -268,9 +268,10 @@ fn killed_qemu(stage: &Stage) -> Verdict {
 fn without_agent(stage: &Stage) -> Verdict {
     ensure!(stage.show("a")?.summary.agent == AgentState::None, "{:?}", stage.show("a")?.summary);
     stage.start_load("a", &[6])?;
-    let argv = ["conuma", "lend", "--from", "a", "--to", "b", "--cpus", "6", "--memory", "node1=128M"];
-    let (code, lent) = stage.transfer(&argv)?;
+    let (code, lent) = stage.transfer(LEND_CORE)?;
     ensure!(code == 0 && lent.state == TransferState::Complete, "{lent:#?}");
+    let (code, given) = stage.transfer(&["conuma", "set", "a", "--memory", "node1=320M"])?;
+    ensure!(code == 0 && given.state == TransferState::Complete, "{given:#?}");
     stage.start_load("b", &[6])?;
     let ran = |vm: &str| -> Result<u64> {
         let detail = stage.show(vm)?;
@@ -296,8 +297,10 @@ fn without_agent(stage: &Stage) -> Verdict {
     stage.lab.guest("a", "touch /run/agent-after-all")?;
     stage.until_agent("a")?;
     ensure!(stage.guest_cpus("a")? == cpus("2-5,7"), "a may use {}", stage.guest_cpus("a")?);
-    let (code, back) = stage.transfer(&["conuma", "recall", "--to", "a"])?;
-    ensure!(code == 0, "{back:#?}");
+    for argv in [&["conuma", "recall", "--to", "a"][..], &["conuma", "set", "a", "--memory", "node1=448M"]] {
+        let (code, back) = stage.transfer(argv)?;
+        ensure!(code == 0, "{back:#?}");
+    }
     ensure!(stage.guest_cpus("a")? == cpus("2-7"), "a may use {}", stage.guest_cpus("a")?);
     Ok(())
 }
