@@ -8,29 +8,23 @@ use conuma_api::{CheckReport, HostInfo, TransferState};
 use conuma_topology::CpuSet;
 use serde::Deserialize;
 
-use super::grid::{GUESTS, TOPOLOGY, as_at_first, cpus};
-use super::{Report, Trial, Verdict};
-use crate::host::{Kit, Look};
+use super::grid::{as_at_first, cpus};
+use super::{Trial, Verdict};
+use crate::host::Look;
 use crate::stage::Stage;
 
-const TRIALS: [Trial<Stage>; 4] = [
+pub(super) const TRIALS: [Trial<Stage>; 4] = [
     Trial { name: "a_daemon_killed_at_some_steps_finishes_or_undoes", body: killed_at_some_steps },
     Trial { name: "a_journal_that_is_lost_cut_or_old_is_no_obstacle", body: journals },
     Trial { name: "nothing_begins_with_a_full_disk_and_nothing_is_lost", body: full_disk },
     Trial { name: "a_second_daemon_refuses_to_start", body: second_daemon },
 ];
 
-const LONG: [Trial<Stage>; 1] =
+pub(super) const LONG: [Trial<Stage>; 1] =
     [Trial { name: "a_daemon_killed_at_every_step_finishes_or_undoes", body: killed_at_every_step }];
 
 /// Far more steps than any transfer has.
 const MOST_STEPS: u32 = 60;
-
-pub(super) fn run(kit: &Kit, report: &mut Report) -> Result<()> {
-    let open = || Stage::open(kit, "daemon", TOPOLOGY, &GUESTS);
-    report.series(&TRIALS, open)?;
-    if report.all() { report.series(&LONG, open) } else { Ok(()) }
-}
 
 /// What `conuma show --json` says.
 #[derive(Deserialize)]

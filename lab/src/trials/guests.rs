@@ -7,12 +7,12 @@ use conuma_api::{AgentState, TransferState};
 use conuma_topology::{Bytes, CpuId};
 
 use super::daemon::all_is_well;
-use super::grid::{GUESTS, TOPOLOGY, as_at_first, cpus};
-use super::{Report, Trial, Verdict};
-use crate::host::{Kit, Look};
+use super::grid::{GUESTS, as_at_first, cpus};
+use super::{Trial, Verdict};
+use crate::host::Look;
 use crate::stage::{GuestSpec, Stage};
 
-const TRIALS: [Trial<Stage>; 6] = [
+pub(super) const TRIALS: [Trial<Stage>; 6] = [
     Trial { name: "an_agent_that_lies_gains_nothing_and_harms_nobody", body: liars },
     Trial { name: "an_agent_that_claims_to_have_left_loses_the_core_by_the_gate", body: claims },
     Trial { name: "an_agent_that_is_killed_in_a_transfer_is_told_again", body: killed_agent },
@@ -22,10 +22,13 @@ const TRIALS: [Trial<Stage>; 6] = [
 ];
 
 /// Deadlines of memory have to pass in it.
-const LONG: [Trial<Stage>; 1] = [Trial { name: "memory_that_cannot_leave_stays_with_the_reason", body: kept_memory }];
+pub(super) const LONG: [Trial<Stage>; 2] = [
+    Trial { name: "memory_that_cannot_leave_stays_with_the_reason", body: kept_memory },
+    Trial { name: "an_agent_that_lies_in_any_other_way_gains_nothing_either", body: other_liars },
+];
 
 /// `a` has no agent; `b` has, and a QEMU that takes more memory of node 1 than it holds.
-const ALONE: [GuestSpec; 2] = [
+pub(super) const ALONE: [GuestSpec; 2] = [
     GuestSpec { memory: &[(1, Bytes::mib(256))], agentless: true, ..GuestSpec::plain("a", "cpus = \"2-3\"", "2-7") },
     GuestSpec {
         qemu_args: &["-object", "memory-backend-ram,id=more,size=600M,host-nodes=1,policy=bind,prealloc=on"],
@@ -33,19 +36,10 @@ const ALONE: [GuestSpec; 2] = [
     },
 ];
 
-const UNAIDED: [Trial<Stage>; 2] = [
+pub(super) const UNAIDED: [Trial<Stage>; 2] = [
     Trial { name: "a_guest_without_an_agent_is_held_by_the_host_alone", body: without_agent },
     Trial { name: "memory_beyond_the_holding_is_found_and_ends_growth", body: trespass },
 ];
-
-pub(super) fn run(kit: &Kit, report: &mut Report) -> Result<()> {
-    let open = || Stage::open(kit, "guests", TOPOLOGY, &GUESTS);
-    if report.all() {
-        report.series(&LONG, open)?;
-    }
-    report.series(&TRIALS, open)?;
-    report.series(&UNAIDED, || Stage::open(kit, "unaided", TOPOLOGY, &ALONE))
-}
 
 const LEND_CORE: &[&str] = &["conuma", "lend", "--from", "a", "--to", "b", "--cpus", "6"];
 
@@ -88,11 +82,11 @@ fn daemons_memory(stage: &Stage) -> Result<u64> {
 
 /// Whatever is said in the place of the agent: the daemon lives, stays small and serves the other guest; nothing that `a`
 /// does not hold becomes its own; and `show` tells of it. When the agent is back all is as before.
-fn liars(stage: &Stage) -> Verdict {
+fn lies(stage: &Stage, lies: &[&str]) -> Verdict {
     ready(stage)?;
     let witness = stage.witness(&["a", "b"])?;
     let (small, pid) = (daemons_memory(stage)?, stage.lab.sh("cat /run/conumad.pid")?);
-    for about in ["absurd", "flood", "malformed", "huge", "endless", "old", "escapes"] {
+    for about in lies.iter().copied() {
         begin_to_lie(stage, about)?;
         // The other guest is served meanwhile, and the liar gets and loses what the host gives and takes.
         let (code, lent) = stage.transfer(LEND_CORE)?;
@@ -120,6 +114,14 @@ fn liars(stage: &Stage) -> Verdict {
     let findings = witness.findings()?;
     ensure!(findings.violation_count == 0, "{findings:#?}");
     Ok(())
+}
+
+fn liars(stage: &Stage) -> Verdict {
+    lies(stage, &["flood", "malformed", "old", "escapes"])
+}
+
+fn other_liars(stage: &Stage) -> Verdict {
+    lies(stage, &["absurd", "huge", "endless"])
 }
 
 /// It says that it left a CPU on which its guest is busy: the host sees it run, and closes the gate firmly.
@@ -260,7 +262,8 @@ fn killed_qemu(stage: &Stage) -> Verdict {
     ensure!(cpus("2-5").is_subset(&a.cpus), "a has lost more than it lent: {a:?}");
     let left = stage.lab.sh("ls -d /sys/fs/cgroup/conuma/b 2>/dev/null || true")?;
     ensure!(left.is_empty(), "left behind: {left}");
-    Ok(())
+    // Others need it.
+    stage.start_guests(&GUESTS[1..])
 }
 
 /// Cores go by the gate at once, memory as its kernel gives it; and a vCPU that is busy behind a closed gate takes next to

@@ -2,24 +2,20 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::ensure;
 use conuma_topology::CpuId;
 
 use super::daemon::all_is_well;
-use super::grid::{GUESTS, TOPOLOGY, as_at_first, cpus};
-use super::{Report, Trial, Verdict};
-use crate::host::{Kit, Look};
+use super::grid::{as_at_first, cpus};
+use super::{Trial, Verdict};
+use crate::host::Look;
 use crate::stage::Stage;
 
-const TRIALS: [Trial<Stage>; 3] = [
+pub(super) const TRIALS: [Trial<Stage>; 3] = [
     Trial { name: "what_others_change_is_noticed_and_set_right", body: changes },
     Trial { name: "a_cpu_that_the_host_loses_is_used_by_nobody", body: offline },
     Trial { name: "released_vms_run_on_as_if_nobody_had_bound_them", body: release },
 ];
-
-pub(super) fn run(kit: &Kit, report: &mut Report) -> Result<()> {
-    report.series(&TRIALS, || Stage::open(kit, "intruders", TOPOLOGY, &GUESTS))
-}
 
 const CGROUP: &str = "/sys/fs/cgroup/conuma/a";
 

@@ -1,6 +1,7 @@
 //! The lab's tests: each trial is a body that runs in a virtual host; trials of one series share its boot.
 
 mod daemon;
+mod faults;
 mod grid;
 mod guests;
 mod intruders;
@@ -31,6 +32,13 @@ pub(crate) struct Trial<S> {
     pub(crate) body: fn(&S) -> Verdict,
 }
 
+// Not derived: what it runs on need not be `Clone`.
+impl<S> Clone for Trial<S> {
+    fn clone(&self) -> Self {
+        Self { ..*self }
+    }
+}
+
 /// How many trials ended how.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tally {
@@ -47,9 +55,7 @@ pub fn run(kit: &Kit, filter: &str, all: bool) -> Result<Tally> {
     let mut report = Report { filter: filter.to_owned(), all, tally: Tally::default() };
     shapes::run(kit, &mut report)?;
     grid::run(kit, &mut report)?;
-    daemon::run(kit, &mut report)?;
-    guests::run(kit, &mut report)?;
-    intruders::run(kit, &mut report)?;
+    faults::run(kit, &mut report)?;
     odd::run(kit, &mut report)?;
     Ok(report.tally)
 }
