@@ -162,8 +162,12 @@ impl Game<'_> {
 
     fn transfer(&mut self) -> Result<Vec<String>> {
         let (from, to) = if self.dice.bool() { ("a", "b") } else { ("b", "a") };
-        let mut argv: Vec<String> = match self.dice.u32(0..5) {
+        let mut argv: Vec<String> = match self.dice.u32(0..6) {
             0 | 1 => ["conuma", "recall", "--to", from].map(str::to_owned).to_vec(),
+            2 => {
+                let (node, mib) = (self.dice.u32(0..4), 192 + 64 * self.dice.u32(0..5));
+                ["conuma", "set", from, "--memory", &format!("node{node}={mib}M")].map(str::to_owned).to_vec()
+            }
             _ => {
                 let mut argv = ["conuma", "lend", "--from", from, "--to", to].map(str::to_owned).to_vec();
                 let what = self.dice.u32(1..4);

@@ -33,6 +33,7 @@ impl Room {
         };
         running.vm.release().await.map_err(|error| {
             Problem::new(Code::Hypervisor, format!("VM {name} cannot be released: {}", chain(&error)))
+                .with_hint("nobody acts on it now: restart conumad, which takes charge of it again")
         })?;
         running.stop.cancel();
         self.gone(&entry, "it was released and runs on without Conuma".into());
