@@ -60,6 +60,14 @@ impl Grip {
         }
     }
 
+    /// What it leaves of a CPU, in thousandths; `None` where there is no quota.
+    pub fn share(self) -> Option<u32> {
+        match self.cpu_max().quota {
+            Limit::Max => None,
+            Limit::At(quota) => u32::try_from(quota.as_micros() * 1000 / CpuMax::PERIOD.as_micros()).ok(),
+        }
+    }
+
     fn of(max: CpuMax) -> Self {
         match max.quota {
             Limit::Max => Self::SOFT,

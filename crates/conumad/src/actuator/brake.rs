@@ -12,6 +12,9 @@ use conuma_hypervisor::gate::Grip;
 /// Quiet looks in a row before the grip is loosened by one step.
 const QUIET_LOOKS: u32 = 10;
 
+/// A vCPU that ran for so many thousandths of its quota has used it up.
+const USED_UP: u32 = 800;
+
 /// The brake on one vCPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Brake {
@@ -39,9 +42,10 @@ impl Brake {
     }
 
     /// A look: the vCPU ran for `ran` of the last `window`, of which `stray` thousandths are what a guest does in passing.
-    /// How firm it should be from now on.
+    /// One that used up what its quota leaves it would have run for longer. How firm it should be from now on.
     pub(super) fn seen(&mut self, ran: Duration, window: Duration, stray: u32) -> Grip {
-        if ran.as_micros() * 1000 > u128::from(stray) * window.as_micros() {
+        let most = stray.min(self.grip.share().map_or(stray, |quota| quota * USED_UP / 1000));
+        if ran.as_micros() * 1000 > u128::from(most) * window.as_micros() {
             self.quiet = 0;
             self.grip = self.grip.tighter();
         } else {
@@ -79,6 +83,21 @@ mod tests {
             quiet += 1;
         }
         assert!(quiet >= 5 * looks, "released after {quiet} quiet looks");
+    }
+
+    #[test]
+    fn a_guest_that_never_stops_stays_where_its_quota_is_least() {
+        for stray in [STRAY, 150, 250] {
+            let mut brake = Brake::closed(Grip::SOFT);
+            let mut ran = Duration::ZERO;
+            for look in 0..600 {
+                // It gets what its quota leaves it, or half of the CPU beside its holder.
+                let gets = brake.grip().share().map_or(LOOK / 2, |quota| LOOK * quota / 1000);
+                brake.seen(gets, LOOK, stray);
+                ran += if look >= 10 { gets } else { Duration::ZERO };
+            }
+            assert!(ran < LOOK * 590 * 15 / 1000, "with {stray}: {ran:?} of 590 s");
+        }
     }
 
     #[test]
