@@ -103,6 +103,21 @@ impl State {
         }
     }
 
+    /// The host to go on with: the one that this state knows, if what was found is the same but for CPUs that are offline
+    /// just now, and else what was found.
+    pub fn host_despite(&self, found: Host, offline: &CpuSet) -> Host {
+        let known = &self.host;
+        let cores = |host: &Host| -> Vec<CpuSet> {
+            let online = host.cores.values().map(|core| core.cpus.difference(offline));
+            let mut cores: Vec<CpuSet> = online.filter(|cpus| !cpus.is_empty()).collect();
+            cores.sort_by_key(CpuSet::first);
+            cores
+        };
+        let same_memory = known.memory == found.memory && known.reserve.memory == found.reserve.memory;
+        let same_reserve = known.reserve.cpus.difference(offline) == found.reserve.cpus.difference(offline);
+        if same_memory && same_reserve && cores(known) == cores(&found) { known.clone() } else { found }
+    }
+
     /// With the transfers that ended, oldest first.
     #[must_use]
     pub fn with_history(self, mut ended: VecDeque<Report>) -> Self {
@@ -437,6 +452,8 @@ impl Engine {
         }
         let Some(vm) = self.state.vms.get_mut(name) else { return };
         vm.agent = false;
+        // Nobody is left who could answer.
+        vm.silent &= !vm.spec.agentless;
         vm.cores.told = None;
         vm.free.clear();
         if reset {

@@ -181,6 +181,18 @@ impl VmCgroups {
     /// Puts vCPU threads into their leaves and every other thread of the process into the emulator's. Threads come and
     /// go while QEMU runs, so this is called again from time to time; returns which had to be moved.
     pub fn adopt(&self, process: Pid, vcpu_threads: &BTreeMap<VcpuId, Tid>) -> Result<Adopted, GateError> {
+        // Somebody who moves the process as a whole takes its threads out of reach of the leaves.
+        match self.adopt_inside(process, vcpu_threads) {
+            Err(GateError::Cgroup(error)) if self.exists() && !error.is_gone() => {
+                tracing::debug!(vm = %self.vm, %error, "the process is brought back");
+                self.domain.add_process(process)?;
+                self.adopt_inside(process, vcpu_threads)
+            }
+            adopted => adopted,
+        }
+    }
+
+    fn adopt_inside(&self, process: Pid, vcpu_threads: &BTreeMap<VcpuId, Tid>) -> Result<Adopted, GateError> {
         let mut moved = Adopted::default();
         for (vcpu, thread) in vcpu_threads {
             let leaf = self.leaf(*vcpu);
@@ -221,11 +233,15 @@ impl VmCgroups {
                 found.push(format!("vCPU {vcpu} was bound to CPUs {{{bound}}}, not to {cpu}"));
             }
             let Some(wanted) = gates.get(vcpu) else { continue };
-            let gate = self.gate(*vcpu)?;
+            let (gate, idle) = (self.gate(*vcpu)?, leaf.idle()?);
             if gate != *wanted {
-                self.set(*vcpu, *wanted)?;
                 found.push(format!("the gate of vCPU {vcpu} was {gate}, not {wanted}"));
+            } else if *wanted != Gate::Open && idle == Idle::No {
+                found.push(format!("vCPU {vcpu} behind its gate was not in the idle class"));
+            } else {
+                continue;
             }
+            self.set(*vcpu, *wanted)?;
         }
         Ok(found)
     }

@@ -296,10 +296,11 @@ impl Core {
         let state: &State = self.engine.state();
         let newest = self.engine.history().back().map(|report| report.id);
         let history = (newest != self.written_history).then(|| self.engine.history());
-        let written = self.journal.write(state, history);
-        if written.is_ok() {
-            self.written_history = newest;
-        }
+        let written = self.journal.write(state, history).map(|told| {
+            if told {
+                self.written_history = newest;
+            }
+        });
         let written = written.map_err(|error| format!("{error:#}"));
         match &written {
             Ok(()) if self.journal_failed => {

@@ -1,15 +1,15 @@
 //! The daemon from its start to its end: lock, journal, what runs already, the engine, the API.
 
 use std::fs::{File, TryLockError};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use conuma_balancing::{Engine, Host, State};
+use conuma_balancing::{Engine, Event, Host, State};
 use conuma_hypervisor::Hypervisor;
 use conuma_linux::procfs::ProcFs;
-use conuma_topology::Machine;
+use conuma_topology::{CpuSet, Machine};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -43,7 +43,7 @@ pub struct Daemon {
     tasks: TaskTracker,
     room: Arc<Room>,
     core: CoreTask,
-    _lock: File,
+    _locks: [File; 2],
 }
 
 impl Surroundings {
@@ -63,15 +63,20 @@ impl Daemon {
         }
         // The sockets in it say themselves who may use them.
         make_dir(&settings.run, 0o755).with_context(|| format!("cannot make {}", settings.run.display()))?;
-        let lock = lock(&settings)?;
+        let locks = [lock(&settings.state)?, lock(&settings.run)?];
         let Surroundings { machine, boot_id, hypervisor, online } = surroundings;
         let clock = Clock::start();
         let (journal, state, history) = Journal::open::<State, _>(&settings.state, &boot_id)?;
         let state = state.map(|state| state.with_history(history.unwrap_or_default()));
         let mut found = find(hypervisor.as_ref(), &settings).await?;
         let host = Host::new(&machine, &settings.reserve.cpus, settings.reserve.memory_per_node);
+        let offline: CpuSet = machine.cpus.iter().filter(|(_, cpu)| !cpu.online).map(|(id, _)| *id).collect();
+        let host = state.as_ref().map_or(host.clone(), |state| state.host_despite(host, &offline));
         let known = found.iter().map(|(name, found)| (name.clone(), found.engine.clone())).collect();
-        let engine = Engine::recover(state, host, known, settings.timing.clone(), clock.now());
+        let mut engine = Engine::recover(state, host, known, settings.timing.clone(), clock.now());
+        // Before anything is opened on them.
+        let offline = offline.intersection(&engine.host().everything().cpus);
+        engine.update(Event::HostCpus { offline }, clock.now());
         let bus = Bus::new(clock);
         let (handle, inbox) = core::open();
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
@@ -95,7 +100,7 @@ impl Daemon {
             });
         }
         tracing::info!(socket = %socket.display(), "ready");
-        Ok(Self { stop, tasks, room, core, _lock: lock })
+        Ok(Self { stop, tasks, room, core, _locks: locks })
     }
 
     /// The owner of the engine.
@@ -121,9 +126,9 @@ impl Daemon {
     }
 }
 
-/// One daemon per state directory.
-fn lock(settings: &Settings) -> anyhow::Result<File> {
-    let path = settings.state.join("lock");
+/// One daemon per directory of states or sockets: two that kept ledgers of the same host would each give away the other's.
+fn lock(dir: &Path) -> anyhow::Result<File> {
+    let path = dir.join("lock");
     let file = File::options()
         .create(true)
         .truncate(false)
@@ -132,9 +137,7 @@ fn lock(settings: &Settings) -> anyhow::Result<File> {
         .with_context(|| format!("cannot open {}", path.display()))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            bail!("another conumad uses {} (choose another directory with --state)", settings.state.display())
-        }
+        Err(TryLockError::WouldBlock) => bail!("another conumad uses {}: one serves a host", dir.display()),
         Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
     }
 }

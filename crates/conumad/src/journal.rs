@@ -42,6 +42,14 @@ struct Log {
     bytes: u64,
 }
 
+impl Log {
+    /// Not if somebody has removed it, or put another in its place.
+    fn is_there(&self) -> bool {
+        use std::os::unix::fs::MetadataExt as _;
+        self.file.metadata().is_ok_and(|metadata| metadata.nlink() > 0)
+    }
+}
+
 /// What a file, or a line of it, holds.
 #[derive(Serialize, Deserialize)]
 struct Page<B, C> {
@@ -70,16 +78,22 @@ impl Journal {
     }
 
     /// Writes `state`, unless it is what was written last, and `history` before it where there is a new one: a transfer
-    /// that ends is never in neither.
-    pub fn write<S: Serialize, H: Serialize>(&mut self, state: &S, history: Option<&H>) -> anyhow::Result<()> {
-        let told = history.map_or(Ok(()), |history| self.replace(HISTORY, &self.page(history)?).map(drop));
+    /// that ends is never in neither. A history that cannot be written is no failure, as it is only shown to people; tells
+    /// whether it was written.
+    pub fn write<S: Serialize, H: Serialize>(&mut self, state: &S, history: Option<&H>) -> anyhow::Result<bool> {
+        let told = match history.map(|history| self.page(history).and_then(|page| self.replace(HISTORY, &page))) {
+            Some(Err(error)) => {
+                tracing::debug!("transfers that have ended are not kept: {error:#}");
+                false
+            }
+            Some(Ok(_)) | None => true,
+        };
         let page = self.page(state)?;
         if page != self.last {
             self.add(&page)?;
             self.last = page;
         }
-        // A state is worth more than what is only shown to people.
-        told
+        Ok(told)
     }
 
     fn page<C: Serialize>(&self, content: &C) -> anyhow::Result<Vec<u8>> {
@@ -92,7 +106,7 @@ impl Journal {
     /// Adds a line to the log; if that fails, the next goes to a new one.
     fn add(&mut self, line: &[u8]) -> anyhow::Result<()> {
         let length = line.len() as u64;
-        if let Some(mut log) = self.log.take().filter(|log| log.bytes < LONG.0.max(LONG.1 * length)) {
+        if let Some(mut log) = self.log.take().filter(|log| log.is_there() && log.bytes < LONG.0.max(LONG.1 * length)) {
             if let Err(error) = log.file.write_all(line) {
                 // The rest of a line would not be taken for one; without it a person reads more easily.
                 let _ = log.file.set_len(log.bytes);
@@ -237,8 +251,18 @@ mod tests {
         journal.write(&vec![1_u32], NO_NEW).expect("writing");
         assert_eq!(kept(dir.path(), "boot 1").0, Some(vec![1]));
         std::fs::create_dir(dir.path().join("history.new")).expect("a directory in the way");
-        assert!(journal.write(&vec![2_u32], Some(&vec![9_u32])).is_err());
+        assert!(!journal.write(&vec![2_u32], Some(&vec![9_u32])).expect("the state is written"));
         assert_eq!(kept(dir.path(), "boot 1"), (Some(vec![2]), None), "a state does not wait for the history");
+    }
+
+    #[test]
+    fn a_journal_that_somebody_removes_is_written_anew() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut journal = open(dir.path(), "boot 1").0;
+        journal.write(&vec![1_u32], NO_NEW).expect("writing");
+        std::fs::remove_file(dir.path().join(STATE)).expect("removing it");
+        journal.write(&vec![2_u32], NO_NEW).expect("writing");
+        assert_eq!(kept(dir.path(), "boot 1").0, Some(vec![2]));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use conuma_topology::CpuId;
 
 use super::daemon::all_is_well;
@@ -29,7 +29,13 @@ fn changes(stage: &Stage) -> Verdict {
     // The kernel itself keeps a thread in its cpuset.
     stage.lab.sh(&format!("taskset -pc 4 {thread} >/dev/null 2>&1 || true"))?;
     ensure!(allowed()?.trim() == "1", "vCPU 1 may run on {}", allowed()?);
+    let pid = stage.show("a")?.process.context("a runs")?.pid;
     for (what, done, told) in [
+        (
+            format!("mkdir -p /sys/fs/cgroup/other; echo {pid} > /sys/fs/cgroup/other/cgroup.procs"),
+            format!("grep -c . {CGROUP}/vcpu2/cgroup.threads"),
+            "vCPU 2 was in another cgroup",
+        ),
         (
             format!("echo {thread} > {CGROUP}/emulator/cgroup.threads"),
             format!("grep -c '^{thread}$' {CGROUP}/vcpu1/cgroup.threads"),
@@ -60,6 +66,7 @@ fn changes(stage: &Stage) -> Verdict {
         })?;
     }
     ensure!(allowed()?.trim() == "1", "vCPU 1 may run on {}", allowed()?);
+    stage.lab.sh("rmdir /sys/fs/cgroup/other")?;
     all_is_well(stage)
 }
 

@@ -181,3 +181,17 @@ fn an_open_gate_counts_more_than_a_guest_that_runs_behind_a_closed_one() {
     world.run_until_settled();
     assert_eq!(world.vms[&name("a")].open, cpus("0"));
 }
+
+#[test]
+fn a_daemon_that_comes_back_while_a_cpu_is_offline_goes_on_with_what_it_knew() {
+    let mut world = world();
+    world.ask(lend("a", "b", of_cpus("1"))).unwrap();
+    world.run_until_settled();
+    let state = written_and_read(world.engine.state());
+    let known = world.engine.host().clone();
+    let mut found = known.clone();
+    found.cores.retain(|_, core| core.cpus != cpus("1"));
+    assert_eq!(state.host_despite(found.clone(), &cpus("1")), known);
+    assert_eq!(state.host_despite(found.clone(), &cpus("")), found, "a CPU that is gone for good is another host");
+    assert_eq!(state.host_despite(known.clone(), &cpus("")), known);
+}

@@ -176,6 +176,10 @@ impl Hypervisor for Qemu {
             return Err(refused(format!("its monitor belongs to a VM that calls itself {}", name["name"])));
         }
         let pid = qmp.peer().ok_or_else(|| refused("the kernel does not tell whose its monitor is".into()))?;
+        if !gates.exist() {
+            tracing::warn!(vm = %plan.name, pid, "it runs, but not in a cgroup of ours: it was being released");
+            return Ok(None);
+        }
         let process =
             Process::of(Pid(pid)).map_err(|source| refused(format!("cannot watch process {pid}: {source}")))?;
         let made = QemuVm::new(plan, process, qmp, gates, self.proc.clone()).await;

@@ -73,7 +73,7 @@ impl GateLane {
         let Ok(gates) = self.tools.vm.gates().await else { return };
         for (vcpu, gate) in gates {
             if let Gate::Closed(grip) = gate {
-                self.brakes.insert(vcpu, Brake::closed(grip));
+                self.brakes.entry(vcpu).or_insert(Brake::closed(grip));
             }
         }
         self.learned = true;
@@ -142,7 +142,9 @@ impl GateLane {
         let mut found: Vec<String> =
             vcpus.iter().map(|vcpu| format!("the thread of vCPU {vcpu} was in another cgroup")).collect();
         self.looks += 1;
-        if self.learned && self.looks.is_multiple_of(LOOKS_PER_AUDIT) {
+        if !self.learned {
+            self.learn().await;
+        } else if self.looks.is_multiple_of(LOOKS_PER_AUDIT) {
             let gates = self.tools.plan.replica.vcpus.iter().map(|vcpu| {
                 (vcpu.id, self.brakes.get(&vcpu.id).map_or(Gate::Open, |brake| Gate::Closed(brake.grip())))
             });

@@ -34,22 +34,36 @@ impl Ceiling {
             let bound = tools.vm.memory(node.host).await.map_or(node.maximum, |state| state.requested.max(state.size));
             devices.insert(node.host, bound);
         }
-        Self(tools.agentless.then_some(devices))
+        if !tools.agentless {
+            return Self(None);
+        }
+        if let Err(error) = limit(tools, &devices).await {
+            tracing::warn!(vm = %tools.plan.name, "its memory has no ceiling until some moves: {}", chain(&error));
+        }
+        Self(Some(devices))
     }
 
     /// From now on the device can have this much. Raised before it is asked for, lowered after it is gone.
     async fn set(&mut self, tools: &Tools, node: NodeId, bound: Bytes) -> Result<(), HypervisorError> {
         let Some(devices) = &mut self.0 else { return Ok(()) };
-        if devices.insert(node, bound) == Some(bound) {
+        if devices.get(&node) == Some(&bound) {
             return Ok(());
         }
-        let boot: Bytes = tools.plan.boot_memory().values().copied().sum();
-        tools.vm.limit_memory(boot + devices.values().copied().sum()).await
+        let mut wanted = devices.clone();
+        wanted.insert(node, bound);
+        limit(tools, &wanted).await?;
+        *devices = wanted;
+        Ok(())
     }
 
     fn on(&self, node: NodeId) -> Bytes {
         self.0.as_ref().and_then(|devices| devices.get(&node)).copied().unwrap_or_default()
     }
+}
+
+async fn limit(tools: &Tools, devices: &BTreeMap<NodeId, Bytes>) -> Result<(), HypervisorError> {
+    let boot: Bytes = tools.plan.boot_memory().values().copied().sum();
+    tools.vm.limit_memory(boot + devices.values().copied().sum()).await
 }
 
 impl Tools {

@@ -21,6 +21,7 @@ use conuma_hypervisor::{HypervisorError, Vm};
 use conuma_topology::{Bytes, NodeId};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::agent::AgentLink;
 use crate::bus::Bus;
@@ -84,18 +85,19 @@ impl Baseline {
 }
 
 impl Actuator {
-    /// Starts the lanes of a VM; they end with `stop`.
-    pub fn start(tools: Arc<Tools>, stop: &CancellationToken) -> Self {
+    /// Starts the lanes of a VM, which are tasks of `lanes`; they end with `stop`, or when the actuator is dropped.
+    pub fn start(tools: Arc<Tools>, stop: &CancellationToken, lanes: &TaskTracker) -> Self {
         let (agent, agent_actions) = mpsc::channel(QUEUE);
         let (memory, memory_actions) = mpsc::channel(QUEUE);
         let (gate, gate_actions) = mpsc::channel(QUEUE);
         let spawn = |work: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
             let stop = stop.clone();
-            tokio::spawn(async move { stop.run_until_cancelled(work).await });
+            lanes.spawn(async move { stop.run_until_cancelled(work).await });
         };
         spawn(Box::pin(agent::run(tools.clone(), agent_actions)));
         spawn(Box::pin(memory::run(tools.clone(), memory_actions)));
         spawn(Box::pin(gate::run(tools, gate_actions)));
+        lanes.close();
         Self { lanes: BTreeMap::from([(Lane::Agent, agent), (Lane::Hypervisor, memory), (Lane::Gate, gate)]) }
     }
 

@@ -90,6 +90,8 @@ pub(crate) struct Running {
     stops: AtomicUsize,
     /// Ends all that watches it and acts on it.
     stop: CancellationToken,
+    /// Those that act on it.
+    lanes: TaskTracker,
     voice: Voice,
 }
 
@@ -159,6 +161,7 @@ impl Running {
             reset_missed: AtomicBool::new(false),
             stops: AtomicUsize::new(0),
             stop,
+            lanes: TaskTracker::new(),
             voice: Voice::new(Instant::now()),
         })
     }

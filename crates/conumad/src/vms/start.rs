@@ -244,7 +244,7 @@ impl Room {
             stray: self.settings.stray,
             agentless,
         };
-        self.core.attach(plan.name.clone(), Actuator::start(Arc::new(tools), &stop));
+        self.core.attach(plan.name.clone(), Actuator::start(Arc::new(tools), &stop, &running.lanes));
         let (room, entry, watched) = (self.clone(), entry.clone(), running.clone());
         let events = running.vm.events();
         self.tasks.spawn(async move { room.supervise(&entry, &watched, events, link_events, stop).await });

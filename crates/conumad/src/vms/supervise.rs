@@ -218,7 +218,15 @@ impl Room {
         if !matches!(*entry.phase.borrow(), Phase::Running(_)) {
             return;
         }
-        let Ok(beyond) = self.beyond_holding(entry, running).await else { return };
+        let beyond = match self.beyond_holding(entry, running).await {
+            Ok(beyond) => beyond,
+            Err(why) => {
+                if running.speaks() {
+                    tracing::warn!(vm = %entry.plan.name, "its memory cannot be audited: {why}");
+                }
+                return;
+            }
+        };
         self.core.happened(Event::MemoryAudited { vm: entry.plan.name.clone(), trespasses: !beyond.is_empty() });
         for violation in beyond {
             tracing::warn!(vm = %entry.plan.name, violation = %violation.message, "audit");
