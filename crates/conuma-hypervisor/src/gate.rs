@@ -250,8 +250,10 @@ impl VmCgroups {
     /// bound to nothing and braked by nothing.
     pub fn release(&self, process: Pid) -> Result<(), GateError> {
         // The kernel looks at the first thread's cpuset only when it decides whether a move changes what threads may use.
+        // A cpuset with a thread in it cannot be unset.
+        let all = self.domain.effective_cpus()?;
         for vcpu in self.vcpus()? {
-            self.leaf(vcpu).set_cpus(&CpuSet::new())?;
+            self.leaf(vcpu).set_cpus(&all)?;
         }
         let all_vms = self.domain.path().parent().and_then(std::path::Path::parent);
         let outside = Cgroup::at(all_vms.unwrap_or(self.domain.path()));
