@@ -315,8 +315,14 @@ impl Holder {
                 if cgroups.is_partition(&name) {
                     answer = Some(format!("it is to own CPUs {} exclusively", mask.wrote));
                 } else {
-                    match cgroups.set_cpus(&name, &wanted) {
-                        Ok(()) => mask.wrote = wanted,
+                    // A cpuset with tasks in it cannot be unset: then it is to have every CPU.
+                    let unset = wanted.is_empty().then(|| target.cpus.clone());
+                    let written = cgroups.set_cpus(&name, &wanted).map(|()| wanted).or_else(|error| match unset {
+                        Some(all) => cgroups.set_cpus(&name, &all).map(|()| all),
+                        None => Err(error),
+                    });
+                    match written {
+                        Ok(wrote) => mask.wrote = wrote,
                         Err(error) => answer = Some(error.to_string()),
                     }
                 }

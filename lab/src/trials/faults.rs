@@ -11,8 +11,8 @@ pub(super) fn run(kit: &Kit, report: &mut Report) -> Result<()> {
     let open = || Stage::open(kit, "faults", TOPOLOGY, &GUESTS);
     let usual: [&[Trial<Stage>]; 3] = [&daemon::TRIALS, &guests::TRIALS, &intruders::TRIALS];
     report.series(&usual.concat(), open)?;
-    report.series(&guests::UNAIDED, || Stage::open(kit, "unaided", TOPOLOGY, &guests::ALONE))?;
     if report.all() {
+        report.series(&guests::UNAIDED, || Stage::open(kit, "unaided", TOPOLOGY, &guests::ALONE))?;
         let long: [&[Trial<Stage>]; 2] = [&daemon::LONG, &guests::LONG];
         report.series(&long.concat(), open)?;
     }
