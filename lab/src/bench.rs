@@ -14,8 +14,9 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use conuma_topology::{Bytes, NodeId};
 
-use crate::host::Kit;
+use crate::host::{Kit, Look};
 use crate::stage::Stage;
 use crate::trials::{GUESTS, TOPOLOGY};
 
@@ -55,6 +56,8 @@ fn measure(stage: &Stage, rounds: usize) -> Result<(Pair, Pair)> {
         if round % 2 == 0 {
             theirs = Some(resize(stage, 1, 256)?);
         }
+        // The daemon may have asked last while the bare resize had that memory: it would make room first.
+        reports_free(stage, "a", 1, Bytes::mib(256))?;
         let (took, memory_stages) = lend(stage, &["--memory", "node1=256M"])?;
         memory.ours.push(took);
         recall(stage)?;
@@ -110,6 +113,15 @@ fn lend(stage: &Stage, what: &[&str]) -> Result<(Duration, String)> {
     let stages: Vec<String> =
         stages.filter_map(|stage| Some(format!("{} {} ms", stage.stage, stage.took_us? / 1000))).collect();
     Ok((Duration::from_micros(transfer.took_us), stages.join(", ")))
+}
+
+/// Waits until the daemon has heard from a guest that so much of a node is free.
+fn reports_free(stage: &Stage, vm: &str, node: u32, bytes: Bytes) -> Result<()> {
+    stage.lab.until("a report of free memory", Duration::from_secs(60), |_| {
+        let nodes = stage.show(vm)?.report.map(|report| report.nodes).unwrap_or_default();
+        let free = nodes.iter().find(|load| load.node == NodeId(node)).map(|load| load.free).unwrap_or_default();
+        Ok(if free >= bytes { Look::Done(()) } else { Look::NotYet(free.to_string()) })
+    })
 }
 
 fn recall(stage: &Stage) -> Result<()> {

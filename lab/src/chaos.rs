@@ -15,12 +15,15 @@ use conuma_api::{AgentState, Transfer, TransferState};
 use conuma_topology::CpuSet;
 use serde::Serialize;
 
+use crate::client::Output;
 use crate::host::{Kit, Look};
 use crate::stage::Stage;
 use crate::trials::{GUESTS, TOPOLOGY, all_is_well};
 
-/// How long a recall may take at most, ten times emulated: the deadlines of all its stages, at the lab's patience.
-const RECALL_BUDGET: Duration = Duration::from_secs(400);
+/// How long a transfer may take at most: the deadlines of all its stages, at the lab's patience.
+const TRANSFER_BUDGET: Duration = Duration::from_secs(400);
+/// How `conuma` ends when something was refused.
+const REFUSED: i32 = 4;
 const VMS: [&str; 2] = ["a", "b"];
 
 /// What to do.
@@ -68,17 +71,17 @@ fn play(stage: &Stage, chaos: Chaos) -> Result<Outcome> {
         stage,
         dice: fastrand::Rng::with_seed(chaos.seed),
         outcome: Outcome { seed: chaos.seed, ..Outcome::default() },
-        loads: 0,
+        loaded: false,
+        began: Instant::now(),
     };
-    let began = Instant::now();
+    let began = game.began;
     while began.elapsed() < chaos.length {
         game.turn().with_context(|| format!("seed {}, after {:?}", chaos.seed, game.outcome))?;
     }
     game.settle()?;
     let Game { mut outcome, .. } = game;
     outcome.seconds = began.elapsed().as_secs();
-    let findings = witness.findings()?;
-    ensure!(findings.violation_count == 0, "seed {}: {findings:#?}", chaos.seed);
+    let findings = witness.nothing_wrong().with_context(|| format!("seed {}", chaos.seed))?;
     let broken = stage.lab.sh("grep -c 'an invariant does not hold' /run/conumad.log || true")?;
     ensure!(broken.trim() == "0", "the daemon itself saw {broken} violations");
     outcome.samples = (findings.samples, findings.memory_samples);
@@ -91,8 +94,9 @@ struct Game<'a> {
     stage: &'a Stage,
     dice: fastrand::Rng,
     outcome: Outcome,
-    /// Loads that run in guests.
-    loads: u32,
+    /// Some guest has a load.
+    loaded: bool,
+    began: Instant,
 }
 
 /// Undoes a fault.
@@ -115,7 +119,8 @@ enum Fault {
     CpuOffline,
 }
 
-const FAULTS: [Fault; 16] = [
+/// One that is named more than once is more likely.
+const FAULTS: [Fault; 17] = [
     Fault::None,
     Fault::None,
     Fault::None,
@@ -132,6 +137,7 @@ const FAULTS: [Fault; 16] = [
     Fault::ThreadMoved,
     Fault::Throttled,
     Fault::DiskFull,
+    Fault::CpuOffline,
 ];
 
 impl Game<'_> {
@@ -142,11 +148,11 @@ impl Game<'_> {
         }
         let argv = self.transfer()?;
         let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
-        let fault = match self.dice.u32(0..20) {
-            0 => Fault::CpuOffline,
-            _ => FAULTS[self.dice.usize(0..FAULTS.len())],
-        };
+        let fault = FAULTS[self.dice.usize(0..FAULTS.len())];
         let vm = VMS[self.dice.usize(0..VMS.len())];
+        let during = if fault == Fault::None { String::new() } else { format!(" while {fault:?} ({vm})") };
+        let seconds = self.began.elapsed().as_secs();
+        writeln!(std::io::stderr(), "chaos: {seconds} s: {}{during}", argv[1..argv.len() - 1].join(" "))?;
         let running = self.stage.lab.spawn(&argv)?;
         let pause = Duration::from_millis(self.dice.u64(0..1500));
         std::thread::sleep(pause);
@@ -155,8 +161,8 @@ impl Game<'_> {
             *self.outcome.faults.entry(format!("{fault:?}")).or_default() += 1;
         }
         heal(self.stage)?;
-        let output = running.wait(RECALL_BUDGET, &mut |_| {})?;
-        self.note(&argv, &output.out);
+        let output = running.wait(TRANSFER_BUDGET, &mut |_| {})?;
+        self.note(&argv, &output)?;
         self.recovered(fault)
     }
 
@@ -185,8 +191,8 @@ impl Game<'_> {
         Ok(argv)
     }
 
-    fn note(&mut self, argv: &[&str], said: &str) {
-        let became = match serde_json::from_str::<Transfer>(said) {
+    fn note(&mut self, argv: &[&str], output: &Output) -> Result<()> {
+        let became = match serde_json::from_str::<Transfer>(&output.out) {
             Ok(transfer) => {
                 if argv.contains(&"recall") && transfer.state == TransferState::Complete {
                     let took = transfer.took_us / 1000;
@@ -194,24 +200,27 @@ impl Game<'_> {
                 }
                 format!("{:?}", transfer.state)
             }
-            // Refused at once, or its daemon was killed.
+            Err(_) if output.code == REFUSED => "Refused".into(),
+            // Its daemon was killed.
             Err(_) => "Unanswered".into(),
         };
+        writeln!(std::io::stderr(), "chaos:   {became} {}", output.err.lines().next().unwrap_or_default())?;
         *self.outcome.transfers.entry(became).or_default() += 1;
+        Ok(())
     }
 
     fn change_loads(&mut self) -> Result<()> {
         let vm = VMS[self.dice.usize(0..VMS.len())];
-        if self.loads > 0 {
+        if self.loaded {
             for vm in VMS {
-                self.stage.lab.guest(vm, "[ -e /run/load ] && kill -9 $(cat /run/load); rm -f /run/load")?;
+                self.stage.stop_any_load(vm)?;
             }
-            self.loads = 0;
+            self.loaded = false;
         } else {
             let cpus: Vec<u32> = (0..self.dice.u32(1..3)).map(|_| self.dice.u32(0..8)).collect();
             // A CPU that it may not use now is refused to the load, too.
             let _refused = self.stage.start_load(vm, &cpus);
-            self.loads += 1;
+            self.loaded = true;
         }
         Ok(())
     }
@@ -245,11 +254,10 @@ impl Game<'_> {
             Fault::AgentLies => {
                 let lies = ["absurd", "claims", "flood", "malformed", "huge", "endless", "old", "mute", "escapes"];
                 let lie = lies[self.dice.usize(0..lies.len())];
-                stage.lab.guest(vm, &format!("echo {lie} > /run/liar; kill -9 $(pidof conuma-agent); true"))?;
+                stage.begin_to_lie(vm, lie)?;
                 Box::new(move |stage| {
                     std::thread::sleep(lasts);
-                    let end = "rm -f /run/liar; kill -9 $(ps -o pid,args | grep '[c]onuma-lab-init lie' | awk '{print $1}'); true";
-                    stage.lab.guest(vm, end).map(drop)
+                    stage.end_lies(vm)
                 })
             }
             Fault::GuestPaused => {
@@ -306,7 +314,7 @@ impl Game<'_> {
     /// At last everything that is owed comes back, and all is as it was.
     fn settle(&mut self) -> Result<()> {
         for vm in VMS {
-            self.stage.lab.guest(vm, "[ -e /run/load ] && kill -9 $(cat /run/load); rm -f /run/load")?;
+            self.stage.stop_any_load(vm)?;
             ensure!(self.stage.until_agent(vm)?.summary.agent == AgentState::Connected, "{vm} has no agent");
         }
         for vm in VMS {

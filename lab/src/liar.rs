@@ -105,6 +105,7 @@ fn answer(body: RequestBody, about: Lie) -> Reply {
             migrated: Bytes::ZERO,
             reclaimed: Bytes::ZERO,
             enough: true,
+            spare: bytes,
             timings: Vec::new(),
         }),
         RequestBody::ConfirmMemory { node, at_least } => Reply::Memory(MemoryState {

@@ -23,6 +23,7 @@ pub mod wire;
 
 mod client;
 mod confine;
+mod hands;
 mod host;
 mod killer;
 mod liar;

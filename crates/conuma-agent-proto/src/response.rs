@@ -268,6 +268,8 @@ pub struct Prepared {
     pub reclaimed: Bytes,
     /// Whether so much is free as was asked.
     pub enough: bool,
+    /// What of all its memory the guest can do without; of an agent that does not tell, what is free on the node.
+    pub spare: Bytes,
     /// How long each stage took.
     pub timings: Vec<StageTime>,
 }

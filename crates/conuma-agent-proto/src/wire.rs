@@ -266,6 +266,8 @@ pub(crate) struct Prepared {
     pub(crate) enough: bool,
     #[prost(message, repeated, tag = "7")]
     pub(crate) timings: Vec<StageTime>,
+    #[prost(uint64, optional, tag = "8")]
+    pub(crate) spare: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -166,13 +166,14 @@ fn reports() -> impl Strategy<Value = Report> {
 
 fn responses() -> impl Strategy<Value = Response> {
     let prepared =
-        (node(), any::<[u64; 4]>(), any::<bool>(), timings()).prop_map(|(node, n, enough, timings)| Prepared {
+        (node(), any::<[u64; 5]>(), any::<bool>(), timings()).prop_map(|(node, n, enough, timings)| Prepared {
             node,
             free_before: Bytes(n[0]),
             free_after: Bytes(n[1]),
             migrated: Bytes(n[2]),
             reclaimed: Bytes(n[3]),
             enough,
+            spare: Bytes(n[4]),
             timings,
         });
     let memory =

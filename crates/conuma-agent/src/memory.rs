@@ -14,7 +14,8 @@ use crate::kernel::Kernel;
 const AUTO_ONLINE: &str = "sys/devices/system/memory/auto_online_blocks";
 const ONLINE_POLICY: &str = "sys/module/memory_hotplug/parameters/online_policy";
 
-/// A node that takes in pages from another keeps at least this much free, and a 64th of itself.
+/// A node that takes in pages from another keeps at least this much free, and a 64th of itself; so does a guest that gives
+/// memory, of all that it has.
 const KEEP_FREE: Bytes = Bytes::mib(32);
 
 /// Reclaim goes in steps of this size, so that it stops in time.
@@ -111,7 +112,7 @@ fn node_memory(proc: &ProcFs, node: GuestNodeId) -> Result<(Bytes, Bytes), Agent
     Ok((info.bytes("MemTotal"), info.bytes("MemFree")))
 }
 
-/// Makes `bytes` free on a node: drops clean cache, which can be read again, then moves processes' pages to nodes with
+/// Makes `bytes` free on a node, or as much as the guest can do without: drops clean cache, which can be read again, then moves processes' pages to nodes with
 /// room, which makes them remote. Runs until that much is free, nothing helps any more, or the deadline has passed; a
 /// single process's pages are moved in one go, so it may end somewhat later.
 pub fn prepare(
@@ -122,7 +123,8 @@ pub fn prepare(
 ) -> Result<Prepared, AgentError> {
     let proc = ProcFs::new(kernel.root());
     let free = || node_memory(&proc, node).map(|(_, free)| free);
-    let enough = |free: Bytes| free >= bytes || Instant::now() >= deadline;
+    let goal = bytes.min(spare(&proc)?);
+    let enough = |free: Bytes| free >= goal || Instant::now() >= deadline;
     let free_before = free()?;
     let mut timings = Vec::new();
     let mut stage = |stage, work: &mut dyn FnMut() -> Result<(), AgentError>| {
@@ -134,10 +136,22 @@ pub fn prepare(
         }
         free().map(|end| end.saturating_sub(start))
     };
-    let reclaimed = stage(Stage::Reclaim, &mut || reclaim(kernel, node, bytes, &free, &enough))?;
+    let reclaimed = stage(Stage::Reclaim, &mut || reclaim(kernel, node, goal, &free, &enough))?;
     let migrated = stage(Stage::Migrate, &mut || evacuate(kernel, &proc, node, &|| free().map(enough)))?;
     let free_after = free()?;
-    Ok(Prepared { node, free_before, free_after, migrated, reclaimed, enough: free_after >= bytes, timings })
+    let (enough, spare) = (free_after >= bytes, spare(&proc)?);
+    Ok(Prepared { node, free_before, free_after, migrated, reclaimed, enough, spare, timings })
+}
+
+/// What the guest can do without: the kernel gives away what it is told to, and kills what then finds no memory.
+fn spare(proc: &ProcFs) -> Result<Bytes, AgentError> {
+    let info = proc.meminfo().map_err(|error| AgentError::Failed(error.to_string()))?;
+    Ok(info.bytes("MemAvailable").saturating_sub(left_free(info.bytes("MemTotal"))))
+}
+
+/// What stays free of so much memory.
+fn left_free(total: Bytes) -> Bytes {
+    KEEP_FREE + Bytes(total.0 / 64)
 }
 
 fn evacuate(
@@ -179,7 +193,7 @@ fn roomiest(kernel: &dyn Kernel, proc: &ProcFs, not: GuestNodeId) -> Option<(Gue
     let others = online_nodes(kernel);
     let rooms = others.iter().filter(|node| *node != not).filter_map(|node| {
         let (total, free) = node_memory(proc, node).ok()?;
-        let room = free.saturating_sub(KEEP_FREE + Bytes(total.0 / 64));
+        let room = free.saturating_sub(left_free(total));
         (!room.is_zero()).then_some((node, room))
     });
     rooms.max_by_key(|(_, room)| *room)

@@ -114,8 +114,10 @@ pub enum Lane {
 pub enum Grip {
     /// `cpu.idle`: for a guest that has left the CPU; stray interrupts still find a moment.
     Soft,
-    /// Also `cpu.max` at its least: for a guest that has not.
+    /// Also `cpu.max` at its least: for a guest that has not. The host may be softer while the guest boots or its memory moves.
     Firm,
+    /// The same, whatever the guest is about: its CPU is offline, so that it would run on another's.
+    Stopped,
 }
 
 /// What came of an action.
@@ -129,8 +131,10 @@ pub enum Outcome {
     },
     /// To `PrepareMemory`.
     Prepared {
-        /// Whether there is as much room as was asked.
+        /// Whether there is as much room on the node as was asked.
         enough: bool,
+        /// What of all its memory the guest can do without.
+        spare: Bytes,
     },
     /// To `ConfirmMemory`.
     Confirmed {

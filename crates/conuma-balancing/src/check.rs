@@ -276,13 +276,14 @@ pub fn usable(spec: &VmSpec, seen: &VmSeen) -> Resources {
 
 /// A plan before it begins. `books` is what each holder will hold once all that is under way has
 /// left its giver and arrived; `excused` are the VMs whose owner agreed that they fall below their
-/// guarantee.
+/// guarantee, `offline` the CPUs of the host that are of no use now.
 pub fn check_plan(
     host: &Host,
     specs: &BTreeMap<VmName, VmSpec>,
     books: &BTreeMap<Holder, Resources>,
     plan: &TransferPlan,
     excused: &BTreeSet<VmName>,
+    offline: &CpuSet,
 ) -> Result<(), Violation> {
     let mut after = books.clone();
     for step in &plan.moves {
@@ -310,6 +311,9 @@ pub fn check_plan(
         let before = books.get(&holder).unwrap_or(&nothing);
         let after = after.get(&holder).unwrap_or(&nothing);
         if before != after {
+            if after.cpus.is_subset(offline) && !before.cpus.is_subset(offline) {
+                return Err(Violation::LastCore(name.clone()));
+            }
             check_giver(host, spec, before, after, excused.contains(name))?;
             check_recipient(host, spec, before, after)?;
         }
@@ -325,9 +329,6 @@ fn check_giver(
     after: &Resources,
     excused: bool,
 ) -> Result<(), Violation> {
-    if after.cpus.is_empty() && !before.cpus.is_empty() {
-        return Err(Violation::LastCore(spec.name.clone()));
-    }
     let boot = Resources { cpus: CpuSet::new(), memory: spec.boot.clone() };
     let missing = boot.saturating_sub(after);
     if !missing.is_empty() && !boot.saturating_sub(before).contains(&missing) {

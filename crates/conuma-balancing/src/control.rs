@@ -49,6 +49,8 @@ pub(crate) struct CoreKnob {
     pub(crate) opening: CpuSet,
     /// CPUs that the host has lost: they are of no use to anyone.
     pub(crate) offline: CpuSet,
+    /// Of these, those whose gate was closed for that, whether it was closed before or not.
+    pub(crate) stopped: CpuSet,
     /// What the agent last put in force; `None` while that is not known.
     pub(crate) told: Option<Told>,
     /// Why the last attempt to tell the agent came to nothing.
@@ -145,6 +147,7 @@ impl Default for CoreKnob {
             surely_open: CpuSet::new(),
             opening: CpuSet::new(),
             offline: CpuSet::new(),
+            stopped: CpuSet::new(),
             told: None,
             untold: None,
             gate: Attempt::default(),
@@ -179,6 +182,12 @@ impl CoreKnob {
         self.closing = self.closing.union(cpus);
         self.grip = grip;
         self.gate.not_before = Duration::ZERO;
+    }
+
+    /// Gates that a soft grip holds and that are to be firm: the thread of a CPU that is offline runs elsewhere, on a CPU of
+    /// another VM or of the host.
+    pub(crate) fn astray(&self) -> CpuSet {
+        self.offline.difference(&self.stopped)
     }
 
     /// Wants nothing of `cpus` any more: the ledger alone counts.

@@ -123,7 +123,11 @@ fn is_settled(vm: &Vm, held: &Resources) -> bool {
         let goal = memory_goal(vm, *node, held.on(*node));
         memory.certain && memory.asked == goal && memory.seen.size == goal
     };
-    cores.maybe_open == gates && cores.surely_open == gates && told && vm.memory.iter().all(sized)
+    cores.maybe_open == gates
+        && cores.surely_open == gates
+        && cores.astray().is_empty()
+        && told
+        && vm.memory.iter().all(sized)
 }
 
 fn duty(vm: &Vm, knob: Knob, held: &Resources, timing: &Timing, now: Duration) -> Option<ActionKind> {
@@ -143,10 +147,14 @@ fn gate_duty(vm: &Vm, held: &Resources, timing: &Timing, now: Duration) -> Optio
     let goal = cores.gate_goal(&held.cpus);
     let close = cores.maybe_open.difference(&goal);
     if !close.is_empty() {
-        let grip = if close.is_disjoint(&cores.offline) { cores.grip } else { Grip::Firm };
+        let grip = if close.is_disjoint(&cores.offline) { cores.grip } else { Grip::Stopped };
         let left = grip == Grip::Soft && !close.is_disjoint(&cores.closing);
         let watch = if left { timing.idle_window } else { Duration::ZERO };
         return Some(ActionKind::CloseGate { cpus: close, grip, watch });
+    }
+    let astray = cores.astray();
+    if !astray.is_empty() {
+        return Some(ActionKind::CloseGate { cpus: astray, grip: Grip::Stopped, watch: Duration::ZERO });
     }
     let open = goal.difference(&cores.surely_open);
     (!open.is_empty()).then_some(ActionKind::OpenGate { cpus: open })
@@ -158,7 +166,10 @@ fn gate_done(vm: &mut Vm, kind: &ActionKind, outcome: &Outcome, retry: Duration)
     cores.opening = CpuSet::new();
     match (kind, outcome) {
         (ActionKind::OpenGate { cpus }, Outcome::GateOpened) => cores.surely_open = cores.surely_open.union(cpus),
-        (ActionKind::CloseGate { cpus, .. }, Outcome::GateClosed { busy }) => {
+        (ActionKind::CloseGate { cpus, grip, .. }, Outcome::GateClosed { busy }) => {
+            if *grip == Grip::Stopped {
+                cores.stopped = cores.stopped.union(&cpus.intersection(&cores.offline));
+            }
             let runs_on = busy.intersection(&cores.closing);
             cores.maybe_open = cores.maybe_open.difference(&cpus.difference(&runs_on));
         }

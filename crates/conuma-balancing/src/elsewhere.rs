@@ -27,6 +27,7 @@ pub(crate) fn rounds(request: &Request) -> u32 {
     let what = match request {
         Request::Lend { what, .. } | Request::Set { what, .. } => Some(what),
         Request::Recall { what, .. } => what.as_ref(),
+        Request::Rebalance { .. } => None,
     };
     match what.and_then(|what| what.memory.as_ref()) {
         Some(MemoryDemand::Total(_)) => ROUNDS,
@@ -66,7 +67,7 @@ impl Engine {
 fn fell_short(report: &LegReport) -> impl Iterator<Item = &Resources> {
     // A QEMU that does not answer is no better on another node.
     let of_the_node = |why: &Reason| match why {
-        Reason::DonorKept | Reason::RecipientDidNotTake => true,
+        Reason::DonorKept | Reason::DonorStarves | Reason::RecipientDidNotTake => true,
         Reason::HypervisorFailed(failure) => matches!(failure, Failure::Refused(_) | Failure::Failed(_)),
         _ => false,
     };

@@ -433,6 +433,7 @@ impl Engine {
             return;
         }
         for vm in self.state.vms.values_mut() {
+            vm.cores.stopped = vm.cores.stopped.intersection(&offline);
             vm.cores.offline = offline.clone();
             vm.cores.gate.not_before = now;
             vm.cores.apply.not_before = now;

@@ -46,6 +46,11 @@ pub enum Request {
         #[serde(default)]
         below_guarantee: bool,
     },
+    /// Move exactly this, all of it planned by the caller, between running VMs and the pool. Nothing of it is a loan.
+    Rebalance {
+        /// The moves, in an order in which each giver has what it gives.
+        moves: Vec<Move>,
+    },
 }
 
 /// What would move. Immutable once made: whoever carries it out decides nothing.
@@ -134,6 +139,22 @@ pub enum Refusal {
     /// A transfer from or to a VM of this name is still ending.
     #[error("a transfer from or to VM {0} is still ending; try again in a moment")]
     Busy(VmName),
+    /// Memory of a node that a VM gives is in more than one move.
+    #[error("what {vm} gives of node {node}'s memory cannot be in another move, too: ask for one after the other")]
+    TornMemory {
+        /// Which VM.
+        vm: VmName,
+        /// Which node.
+        node: NodeId,
+    },
+    /// Nothing moves between these.
+    #[error("nothing moves from {from} to {to}: only between two VMs, or a VM and the pool")]
+    NotBetween {
+        /// Who should give.
+        from: Holder,
+        /// Who should get.
+        to: Holder,
+    },
     /// Giver and recipient are the same.
     #[error("{0} cannot lend to itself")]
     SameVm(VmName),

@@ -19,6 +19,7 @@ use crate::ledger::Holder;
 use crate::loans::Loans;
 use crate::plan::{CoreChoice, Move, Refusal, Request, TransferPlan};
 use crate::report::Reason;
+use crate::transfer::vm_of;
 use crate::vm::VmSpec;
 
 pub(crate) use elsewhere::plan_elsewhere;
@@ -62,6 +63,12 @@ pub(crate) fn plan(books: &Books, request: &Request) -> Result<TransferPlan, Ref
         Request::Set { vm, what, .. } => {
             books.running(vm)?;
             draft.set(vm, what)?;
+        }
+        Request::Rebalance { moves } => {
+            for step in moves {
+                draft.movable(step)?;
+                draft.push(&step.from, &step.to, step.what.clone());
+            }
         }
     }
     books.finish(draft.plan, &excused(request))
@@ -138,7 +145,7 @@ impl Books<'_> {
     }
 
     fn finish(&self, plan: TransferPlan, excused: &BTreeSet<VmName>) -> Result<TransferPlan, Refusal> {
-        check_plan(self.host, &self.specs, &self.held, &plan, excused)?;
+        check_plan(self.host, &self.specs, &self.held, &plan, excused, self.offline)?;
         for step in plan.moves.iter().filter(|step| !step.what.memory.is_empty()) {
             if let Some((vm, memory)) = self.unfit(&step.from, &step.to) {
                 return Err(memory.refusal(vm));
@@ -216,10 +223,46 @@ impl Draft<'_> {
         self.has(holder).saturating_sub(&Resources { cpus: CpuSet::new(), memory: boot })
     }
 
+    /// Whether a move that the caller planned is one at all. What it does to promises is for the checker.
+    fn movable(&self, step: &Move) -> Result<(), Refusal> {
+        let (Move { from, to, what }, books) = (step, self.books);
+        let between = |holder: &Holder| matches!(holder, Holder::Pool | Holder::Vm(_));
+        if !between(from) || !between(to) || from == to {
+            return Err(Refusal::NotBetween { from: from.clone(), to: to.clone() });
+        }
+        [from, to].into_iter().filter_map(vm_of).try_for_each(|vm| books.running(vm))?;
+        books.host.whole_cores(&what.cpus).map_err(|split| Refusal::NotWholeCores { split })?;
+        if !what.cpus.is_disjoint(books.offline) {
+            return Err(Refusal::Offline(what.cpus.intersection(books.offline)));
+        }
+        for node in what.memory.keys() {
+            if let Some(vm) = self.torn(step, *node) {
+                return Err(Refusal::TornMemory { vm, node: *node });
+            }
+        }
+        let missing = what.saturating_sub(&self.can_give(from));
+        if !missing.is_empty() {
+            let held_by = books.held_by(&missing, &[from]);
+            return Err(Refusal::NotHeld { from: from.clone(), missing, held_by });
+        }
+        Ok(())
+    }
+
     /// What of it can be used now.
     fn online(&self, what: Resources) -> Resources {
         let offline = self.books.host.widened(self.books.offline);
         Resources { cpus: what.cpus.difference(&offline), ..what }
+    }
+
+    /// A VM has one device for the memory of a node: while it shrinks for one move no other can be told apart from that. The VM
+    /// of which `step` would make two.
+    fn torn(&self, step: &Move, node: NodeId) -> Option<VmName> {
+        let others = || self.plan.moves.iter().filter(|other| other.what.memory.contains_key(&node));
+        let vms = [&step.from, &step.to].into_iter().filter_map(vm_of);
+        let gives = |of: &Move, vm: &VmName| vm_of(&of.from) == Some(vm);
+        let gets = |of: &Move, vm: &VmName| vm_of(&of.to) == Some(vm);
+        let torn = |vm: &&VmName| others().any(|other| gives(other, vm) || gives(step, vm) && gets(other, vm));
+        vms.into_iter().find(torn).cloned()
     }
 
     fn push(&mut self, from: &Holder, to: &Holder, what: Resources) {

@@ -52,7 +52,7 @@ fn lasting(transfer: &Transfer) -> Transfer {
         leg.stage = Stage::Quiesce;
         leg.report.stages.clear();
         leg.until = Duration::MAX;
-        leg.room_asked = false;
+        (leg.room_asked, leg.needed) = (false, false);
         leg.asked = None;
         leg.answer = None;
     }

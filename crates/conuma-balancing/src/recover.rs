@@ -1,8 +1,8 @@
 //! After a restart: from the journal and from what is found on the host to a ledger that is true again.
 //!
 //! VMs ran on meanwhile with what they last had. The rules:
-//! 1. **What is found on the host wins.** The CPU of an open gate, or of a vCPU that runs behind a soft one, and plugged
-//!    or requested memory are booked to their VM, whatever the journal says. If that needs what the journal gave to
+//! 1. **What is found on the host wins.** The CPU of an open gate and plugged or requested memory are booked to their VM,
+//!    whatever the journal says; so is, without a journal, the CPU of a vCPU that runs behind a soft gate. If that needs what the journal gave to
 //!    another, the other must lose it: an open gate goes to whom the journal names, and the other VM's gate is closed.
 //! 2. **What was taken is given; what was not taken stays.** Every transfer under way is cut: what is in
 //!    transit goes to its heir in the ledger, all else stays with its giver.
@@ -43,7 +43,7 @@ impl Engine {
     pub fn recover(
         journal: Option<State>,
         host: Host,
-        found: BTreeMap<VmName, VmFound>,
+        mut found: BTreeMap<VmName, VmFound>,
         timing: Timing,
         now: Duration,
     ) -> Self {
@@ -59,6 +59,12 @@ impl Engine {
             engine.update(Event::VmGone { vm: name }, now);
         }
         engine.cut_transfers(now);
+        if known {
+            // By running there a guest gets no CPU that was not to be its own.
+            for (name, vm) in &mut found {
+                vm.seen.runs_on = vm.seen.runs_on.intersection(&engine.state.ledger.vm(name).cpus);
+            }
+        }
         let raised = reconciled(&engine.state.ledger, &engine.state.host, &found);
         let journal = std::mem::replace(&mut engine.state.ledger, raised);
         let record = if known { &journal } else { &engine.state.ledger };

@@ -83,6 +83,8 @@ pub enum Reason {
     DonorRefused(String),
     /// The donor gave no memory, or not all, within the deadline.
     DonorKept,
+    /// The donor's guest would run out of memory without it.
+    DonorStarves,
     /// The recipient plugged nothing, or not all, within the deadline.
     RecipientDidNotTake,
     /// The donor's gate could not be closed.

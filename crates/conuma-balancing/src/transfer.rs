@@ -46,6 +46,8 @@ pub(crate) struct Leg {
     pub(crate) until: Duration,
     /// The giver's agent was asked to make room on the node.
     pub(crate) room_asked: bool,
+    /// The donor's guest cannot do without all of it.
+    pub(crate) needed: bool,
     /// An action of this leg that is out.
     pub(crate) asked: Option<ActionId>,
     /// What came of it.
@@ -133,6 +135,7 @@ impl Leg {
             stage: Stage::Done,
             until: Duration::MAX,
             room_asked: false,
+            needed: false,
             asked: None,
             answer: None,
             terms,
@@ -286,6 +289,11 @@ pub(crate) fn knobs_of_request(request: &Request, engine: &Engine) -> Knobs {
     match request {
         Request::Lend { from, to, what, .. } => &pairs(from, of_demand(what)) | &pairs(to, of_demand(what)),
         Request::Set { vm, what, .. } => pairs(vm, of_demand(what)),
+        Request::Rebalance { moves } => moves
+            .iter()
+            .flat_map(|step| [(vm_of(&step.from), &step.what), (vm_of(&step.to), &step.what)])
+            .flat_map(|(vm, what)| vm.into_iter().flat_map(|vm| pairs(vm, knobs_for(what))))
+            .collect(),
         Request::Recall { to, from, what } => {
             let all = || every_node.iter().copied().chain([Knob::Gates]).collect();
             let owes = |loan: &&Loan| {

@@ -35,6 +35,8 @@ const QUOTAS: [u64; 4] = [50, 20, 5, 1];
 impl Grip {
     /// The idle class alone.
     pub const SOFT: Self = Self(0);
+    /// Leaves a guest a fifth of the CPU: enough for what its kernel has to do on every CPU, to give memory above all.
+    pub const WORKING: Self = Self(2);
     /// The smallest quota there is.
     pub const FIRM: Self = Self(QUOTAS.len() as u8);
 
@@ -214,14 +216,16 @@ impl VmCgroups {
         Ok(moved)
     }
 
-    /// Sets right what somebody else wrote: each vCPU's leaf is bound to its CPU, and its gate stands where `gates` says.
-    /// What was found, a line each. A leaf that is gone belongs to a vCPU that is.
+    /// Sets right what somebody else wrote: each vCPU's leaf is bound to its CPU, its gate stands where `gates` says, and
+    /// nothing but `memory_max` (of whole pages) limits the VM as a whole. What was found, a line each. A leaf that is gone
+    /// belongs to a vCPU that is.
     pub fn put_right(
         &self,
         vcpus: &BTreeMap<VcpuId, CpuId>,
         gates: &BTreeMap<VcpuId, Gate>,
+        memory_max: Bytes,
     ) -> Result<Vec<String>, GateError> {
-        let mut found = Vec::new();
+        let mut found = self.put_domain_right(&vcpus.values().copied().collect(), memory_max)?;
         for (vcpu, cpu) in vcpus {
             let (leaf, own) = (self.leaf(*vcpu), CpuSet::from([*cpu]));
             let bound = match leaf.cpus() {
@@ -242,6 +246,41 @@ impl VmCgroups {
                 continue;
             }
             self.set(*vcpu, *wanted)?;
+        }
+        Ok(found)
+    }
+
+    /// The VM as a whole: whatever its leaves say, they get no more than it has.
+    fn put_domain_right(&self, cpus: &CpuSet, memory_max: Bytes) -> Result<Vec<String>, GateError> {
+        let (domain, mut found) = (&self.domain, Vec::new());
+        let bound = domain.cpus()?;
+        if !bound.is_empty() && !cpus.is_subset(&bound) {
+            // A cpuset with a thread in it cannot be unset.
+            domain.set_cpus(&bound.union(cpus))?;
+            found.push(format!("the VM's cgroup was bound to CPUs {{{bound}}}"));
+        }
+        if domain.idle()? == Idle::Yes {
+            domain.set_idle(Idle::No)?;
+            found.push("the VM's cgroup was in the idle class".into());
+        }
+        let weight = domain.weight()?;
+        if weight != Cgroup::WEIGHT {
+            domain.set_weight(Cgroup::WEIGHT)?;
+            found.push(format!("the VM's cgroup had a weight of {weight}"));
+        }
+        let quota = domain.cpu_max()?;
+        if quota != CpuMax::NONE {
+            domain.set_cpu_max(CpuMax::NONE)?;
+            found.push(format!("the VM's cgroup had a quota of {quota}"));
+        }
+        let ceiling = domain.memory_max()?;
+        if ceiling != Limit::At(memory_max) {
+            domain.set_memory_max(Limit::At(memory_max))?;
+            let was = match ceiling {
+                Limit::At(bytes) => bytes.to_string(),
+                Limit::Max => "none".into(),
+            };
+            found.push(format!("the ceiling of the VM's memory was {was}, not {memory_max}"));
         }
         Ok(found)
     }

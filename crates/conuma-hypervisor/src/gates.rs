@@ -29,11 +29,13 @@ pub trait Gates: Send + Sync + Debug {
     /// Puts every thread of the process where it belongs; which had to be moved.
     fn adopt(&self, process: Pid, vcpu_threads: &BTreeMap<VcpuId, Tid>) -> Result<Adopted, GateError>;
 
-    /// Sets right where vCPUs are bound and where their gates stand; what was found, a line each.
+    /// Sets right where vCPUs are bound, where their gates stand, and the ceiling of all memory; what was found, a line
+    /// each.
     fn put_right(
         &self,
         vcpus: &BTreeMap<VcpuId, CpuId>,
         gates: &BTreeMap<VcpuId, Gate>,
+        memory_max: Bytes,
     ) -> Result<Vec<String>, GateError>;
 
     /// Moves the process out and removes them.
@@ -108,8 +110,9 @@ impl Gates for VmCgroups {
         &self,
         vcpus: &BTreeMap<VcpuId, CpuId>,
         gates: &BTreeMap<VcpuId, Gate>,
+        memory_max: Bytes,
     ) -> Result<Vec<String>, GateError> {
-        self.put_right(vcpus, gates)
+        self.put_right(vcpus, gates, memory_max)
     }
 
     fn release(&self, process: Pid) -> Result<(), GateError> {

@@ -48,7 +48,7 @@ pub struct Daemon {
 
 impl Surroundings {
     /// This host's, read below `root`.
-    pub fn read(root: &std::path::Path, hypervisor: Arc<dyn Hypervisor>) -> anyhow::Result<Self> {
+    pub fn read(root: &Path, hypervisor: Arc<dyn Hypervisor>) -> anyhow::Result<Self> {
         let machine = conuma_linux::sysfs::read_machine(root).context("cannot read the host's topology")?;
         let boot_id = ProcFs::new(root).boot_id().context("cannot tell which boot of the host this is")?;
         Ok(Self { machine, boot_id, hypervisor, online: root.join("sys/devices/system/cpu/online") })
@@ -71,7 +71,10 @@ impl Daemon {
         let mut found = find(hypervisor.as_ref(), &settings).await?;
         let host = Host::new(&machine, &settings.reserve.cpus, settings.reserve.memory_per_node);
         let offline: CpuSet = machine.cpus.iter().filter(|(_, cpu)| !cpu.online).map(|(id, _)| *id).collect();
-        let host = state.as_ref().map_or(host.clone(), |state| state.host_despite(host, &offline));
+        let host = match &state {
+            Some(state) => state.host_despite(host, &offline),
+            None => host,
+        };
         let known = found.iter().map(|(name, found)| (name.clone(), found.engine.clone())).collect();
         let mut engine = Engine::recover(state, host, known, settings.timing.clone(), clock.now());
         // Before anything is opened on them.

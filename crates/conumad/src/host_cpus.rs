@@ -17,16 +17,16 @@ pub(crate) async fn watch(online: PathBuf, room: Arc<Room>, stop: CancellationTo
     let Ok(all) = room.core.look(|engine, _| engine.host().everything().cpus).await else { return };
     let mut looks = interval(room.settings.look);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut known = CpuSet::new();
+    let mut known = None;
     let mut ailing = false;
     while stop.run_until_cancelled(looks.tick()).await.is_some() {
         match read(&online) {
             Ok(online) => {
                 ailing = false;
                 let offline = all.difference(&online);
-                if offline != known {
+                if known.as_ref() != Some(&offline) {
                     room.core.happened(Event::HostCpus { offline: offline.clone() });
-                    known = offline;
+                    known = Some(offline);
                 }
             }
             Err(error) if !ailing => {

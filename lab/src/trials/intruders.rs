@@ -19,8 +19,8 @@ pub(super) const TRIALS: [Trial<Stage>; 3] = [
 
 const CGROUP: &str = "/sys/fs/cgroup/conuma/a";
 
-/// A vCPU thread is bound elsewhere, moved to another cgroup, its cpuset rewritten, its gate opened: within a period each is
-/// as before, and was told.
+/// A vCPU thread is bound elsewhere, moved to another cgroup, its cpuset rewritten, its gate opened, the VM as a whole limited
+/// or no longer: within a period each is as before, and was told.
 fn changes(stage: &Stage) -> Verdict {
     as_at_first(stage)?;
     let thread = stage.lab.sh(&format!("cat {CGROUP}/vcpu1/cgroup.threads"))?;
@@ -56,6 +56,21 @@ fn changes(stage: &Stage) -> Verdict {
             format!("grep -c '^max' {CGROUP}/vcpu3/cpu.max"),
             "the gate of vCPU 3 was",
         ),
+        (
+            format!("echo 2-7 > {CGROUP}/cpuset.cpus"),
+            format!("grep -c '^0-7$' {CGROUP}/cpuset.cpus"),
+            "the VM.s cgroup was bound to CPUs {2-7}",
+        ),
+        (
+            format!("echo 1 > {CGROUP}/cpu.weight"),
+            format!("grep -c '^100$' {CGROUP}/cpu.weight"),
+            "the VM.s cgroup had a weight of 1",
+        ),
+        (
+            format!("echo max > {CGROUP}/memory.max"),
+            format!("grep -c '^[0-9]' {CGROUP}/memory.max"),
+            "the ceiling of the VM.s memory was none",
+        ),
     ] {
         stage.lab.sh(&what)?;
         stage.lab.until(told, Duration::from_secs(60), |lab| {
@@ -79,8 +94,14 @@ fn offline(stage: &Stage) -> Verdict {
     stage.lab.until("a to leave CPU 7", Duration::from_secs(120), |lab| {
         let quota = lab.sh(&format!("cat {CGROUP}/vcpu7/cpu.max"))?;
         let may = stage.guest_cpus("a")?;
-        let left = quota.starts_with("1000 ") && !may.contains(CpuId(7));
-        Ok(if left { Look::Done(()) } else { Look::NotYet(format!("quota {quota}, a may use {may}")) })
+        let behind_closed_gate = lab.sh("cat /sys/fs/cgroup/conuma/b/vcpu7/cpu.max")?;
+        let firm = |quota: &str| quota.starts_with("1000 ");
+        let left = firm(&quota) && firm(&behind_closed_gate) && !may.contains(CpuId(7));
+        Ok(if left {
+            Look::Done(())
+        } else {
+            Look::NotYet(format!("quotas {quota} {behind_closed_gate}, a may use {may}"))
+        })
     })?;
     let refused = stage.lab.run(&["conuma", "lend", "--from", "a", "--to", "b", "--cpus", "7"])?;
     ensure!(refused.code != 0 && refused.err.contains("offline"), "{refused:?}");

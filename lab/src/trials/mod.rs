@@ -110,9 +110,15 @@ impl Report {
                     break;
                 }
                 let name = trial.name;
-                writeln!(std::io::stdout(), "lab trial {name}: the emulator failed it; once more on a new host")?;
+                let why = verdict.err().map(|error| format!("{error:#}")).unwrap_or_default();
+                writeln!(
+                    std::io::stdout(),
+                    "lab trial {name}: the emulator failed it; once more on a new host ({why})"
+                )?;
                 // The old one must be gone first: there is room for one.
-                drop(stage);
+                if let Ok(stage) = stage {
+                    stage.collect_logs();
+                }
                 stage = open();
                 verdict = perform(trial, &stage);
             }

@@ -272,6 +272,7 @@ impl TryFrom<wire::Prepared> for Prepared {
             migrated: Bytes(prepared.migrated),
             reclaimed: Bytes(prepared.reclaimed),
             enough: prepared.enough,
+            spare: Bytes(prepared.spare.unwrap_or(prepared.free_after)),
             timings: stages(prepared.timings)?,
         })
     }

@@ -211,6 +211,7 @@ impl From<&Prepared> for wire::Prepared {
             reclaimed: prepared.reclaimed.0,
             enough: prepared.enough,
             timings: many(&prepared.timings, usize::MAX),
+            spare: Some(prepared.spare.0),
         }
     }
 }

@@ -402,6 +402,9 @@ impl Inner {
                 ),
             );
         }
+        let sum = |of: &[u64]| of.iter().sum::<u64>();
+        let (all, available) = (NODE_KIB * self.free.len() as u64, sum(&self.free) + sum(&self.cache));
+        file("proc/meminfo".into(), format!("MemTotal: {all} kB\nMemAvailable: {available} kB\n"));
         self.written = written;
     }
 

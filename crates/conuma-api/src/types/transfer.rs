@@ -60,6 +60,11 @@ pub enum TransferRequest {
         #[serde(default)]
         below_guarantee: bool,
     },
+    /// Exactly these moves between running VMs and the free pool, all at once; none is remembered as a loan.
+    Rebalance {
+        /// The moves, in an order in which each giver has what it gives.
+        moves: Vec<Move>,
+    },
 }
 
 /// What came of an order.

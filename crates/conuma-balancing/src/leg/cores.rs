@@ -127,7 +127,7 @@ fn shut(leg: &mut Leg, engine: &mut Engine, grip: Grip, now: Duration) -> Step {
     }
     match grip {
         Grip::Soft => leg.enter(Stage::Close, now + engine.timing.verify, now),
-        Grip::Firm => leg.enter(Stage::Force, now + force_within(&engine.timing), now),
+        Grip::Firm | Grip::Stopped => leg.enter(Stage::Force, now + force_within(&engine.timing), now),
     }
 }
 

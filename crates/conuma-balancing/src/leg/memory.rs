@@ -2,7 +2,7 @@
 //!
 //! | stage | waits for | if it does not come |
 //! | --- | --- | --- |
-//! | prepare | the donor's agent made room; left out if it has none, or where enough was free when it last reported | goes on all the same |
+//! | prepare | the donor's agent made room and told what its guest can do without, which is all that is taken; left out if it has no agent, or where enough was free when it last reported | goes on all the same |
 //! | shrink | QEMU's `size` is what was asked; where nothing comes the agent makes room after all | settle |
 //! | settle | `requested-size` is back at what the donor kept | all it may still reach stays with the donor |
 //! | *the ledger moves what came out of the donor's account* | | |
@@ -33,6 +33,10 @@ use crate::transfer::{Leg, Step, vm_of};
 /// A step is at least one memory block of Linux on x86: less would not come online.
 const LEAST_STEP: Bytes = Bytes::mib(128);
 
+/// Taking memory leaves a guest free at least so much, and this part of all that it holds, unless its agent says otherwise.
+const LEFT_FREE: Bytes = Bytes::mib(64);
+const LEFT_PART: u64 = 64;
+
 /// Of memory that a guest plugs its kernel keeps one part in so many for itself: 64 bytes of 4 KiB.
 const MEMMAP_PART: u64 = 64;
 
@@ -51,7 +55,7 @@ pub(crate) fn begin(leg: &mut Leg, id: TransferId, place: usize, engine: &mut En
         return;
     }
     let (node, bytes) = part(leg);
-    let room = donor(leg, engine).and_then(|vm| vm.free.get(&node)).is_some_and(|free| *free >= bytes);
+    let room = donor(leg, engine).is_some_and(|vm| has_room(vm, node, bytes, engine.state.ledger.held(&leg.from)));
     let nobody_to_ask = donor(leg, engine).is_some_and(Vm::is_on_its_own);
     leg.room_asked = nobody_to_ask;
     if nobody_to_ask || room && donor(leg, engine).is_some_and(|vm| vm.agent) {
@@ -60,6 +64,13 @@ pub(crate) fn begin(leg: &mut Leg, id: TransferId, place: usize, engine: &mut En
         leg.enter(Stage::Prepare, now + engine.timing.prepare, now);
         ask_for_room(bytes, leg, id, place, engine, now);
     }
+}
+
+/// Whether so much is free on the node, and the guest does not run out of memory without it.
+fn has_room(vm: &Vm, node: NodeId, bytes: Bytes, held: &Resources) -> bool {
+    let all: Bytes = vm.free.values().copied().sum();
+    let left = LEFT_FREE + Bytes(held.total_memory().0 / LEFT_PART);
+    vm.free.get(&node).is_some_and(|free| *free >= bytes) && all >= bytes + left
 }
 
 fn ask_for_room(bytes: Bytes, leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, now: Duration) {
@@ -93,17 +104,40 @@ fn prepare(leg: &mut Leg, engine: &mut Engine, now: Duration) -> Step {
         None => Outcome::Failed(Failure::TimedOut),
         Some(answer) => answer,
     };
-    note_prepared(leg, answer);
-    ask_for_shrink(leg, engine, now)
+    let spare = note_prepared(leg, answer);
+    ask_for_shrink(leg, engine, now);
+    keep_what_is_needed(leg, spare, engine, now);
+    Step::Went
 }
 
-fn note_prepared(leg: &mut Leg, answer: Outcome) {
+/// What the guest can do without, if it told.
+fn note_prepared(leg: &mut Leg, answer: Outcome) -> Option<Bytes> {
     match answer {
-        Outcome::Prepared { enough: true } => {}
+        Outcome::Prepared { enough, spare } => {
+            if !enough {
+                leg.remark(Remark::Unprepared);
+            }
+            return Some(spare);
+        }
         Outcome::Failed(failure @ (Failure::TimedOut | Failure::Unreachable)) => {
             leg.remark(Remark::DonorSilent(failure))
         }
         _ => leg.remark(Remark::Unprepared),
+    }
+    None
+}
+
+/// Asks for no more than the guest can do without: its kernel would give it, and then kill what needs it.
+fn keep_what_is_needed(leg: &mut Leg, spare: Option<Bytes>, engine: &mut Engine, now: Duration) {
+    let node = node(leg);
+    let block = donor(leg, engine).and_then(|vm| vm.spec.devices.get(&node)).map_or(Bytes::ZERO, |device| device.block);
+    let (Some(spare), Some(knob)) = (spare, knob(&leg.from, node, engine)) else { return };
+    let Some(goal) = knob.goal else { return };
+    let spare = if block.is_zero() { spare } else { spare.round_down(block) };
+    let least = knob.seen.size.saturating_sub(spare);
+    if goal < least {
+        leg.needed = true;
+        knob.want(Some(least), now);
     }
 }
 
@@ -120,12 +154,22 @@ fn shrink(leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, now:
     let (node, _) = part(leg);
     let recipient_gone = leg.heir != leg.to;
     let restart = engine.timing.restart;
-    let prepared = leg.answer.take().map(|answer| note_prepared(leg, answer)).is_some();
+    let answer = leg.answer.take();
+    let prepared = answer.is_some();
+    if let Some(answer) = answer {
+        let spare = note_prepared(leg, answer);
+        keep_what_is_needed(leg, spare, engine, now);
+    }
+    let needed = leg.needed;
     let Some(knob) = knob(&leg.from, node, engine) else { return Step::Waits };
     if prepared {
         knob.ask_again(now);
     }
     let reached = knob.goal.is_some_and(|goal| knob.bound() <= goal);
+    if reached && needed {
+        leg.enter(Stage::Settle, now + engine.timing.gate(), now);
+        return settle(leg, id, engine, now);
+    }
     if reached {
         knob.want(None, now);
         return taken(leg, id, engine, now);
@@ -155,7 +199,8 @@ fn settle(leg: &mut Leg, id: TransferId, engine: &mut Engine, now: Duration) -> 
     let came = plugged.saturating_sub(knob.bound()).min(bytes);
     let failed = knob.failed.clone();
     knob.want(None, now);
-    let why = failed.map_or(Reason::DonorKept, Reason::HypervisorFailed);
+    let kept = if leg.needed { Reason::DonorStarves } else { Reason::DonorKept };
+    let why = failed.map_or(kept, Reason::HypervisorFailed);
     let donor = leg.from.clone();
     leg.falls_short(Resources::memory(node, bytes.saturating_sub(came)), why, &donor);
     if came.is_zero() {

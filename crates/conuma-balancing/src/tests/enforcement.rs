@@ -75,7 +75,7 @@ fn a_cpu_that_the_host_loses_is_stopped_firmly_and_comes_back_as_it_was() {
     let mut world = pair();
     world.tell(Event::HostCpus { offline: cpus("3") });
     let closes = |queue: &std::collections::VecDeque<Action>| {
-        queue.iter().any(|action| matches!(&action.kind, ActionKind::CloseGate { grip: Grip::Firm, cpus, .. } if cpus.contains(conuma_topology::CpuId(3))))
+        queue.iter().any(|action| matches!(&action.kind, ActionKind::CloseGate { grip: Grip::Stopped, cpus, .. } if cpus.contains(conuma_topology::CpuId(3))))
     };
     assert!(closes(&world.in_flight[&(name("a"), Lane::Gate)]));
     world.run_until_settled();
@@ -93,6 +93,30 @@ fn a_cpu_that_the_host_loses_is_stopped_firmly_and_comes_back_as_it_was() {
     let told: Vec<_> =
         world.notices.iter().filter(|notice| matches!(notice, Notice::HostCpus { .. })).cloned().collect();
     assert_eq!(told.len(), 2);
+}
+
+#[test]
+fn a_soft_gate_on_a_cpu_that_the_host_loses_becomes_firm() {
+    let mut world = pair();
+    world.tell(Event::HostCpus { offline: cpus("0") });
+    let action = world.in_flight[&(name("b"), Lane::Gate)].front().unwrap().kind.clone();
+    let firmly = ActionKind::CloseGate { cpus: cpus("0"), grip: Grip::Stopped, watch: std::time::Duration::ZERO };
+    assert_eq!(action, firmly, "the thread of b's vCPU 0 may run anywhere now");
+    assert!(!world.engine.vm(&name("b")).unwrap().settled);
+    world.run_until_settled();
+    assert!(world.in_flight.values().all(|queue| queue.is_empty()), "once is enough");
+    world.tell(Event::HostCpus { offline: cpus("") });
+    world.tell(Event::HostCpus { offline: cpus("0") });
+    assert_eq!(world.in_flight[&(name("b"), Lane::Gate)].front().unwrap().kind, firmly, "it may be soft again by now");
+}
+
+#[test]
+fn a_vm_keeps_a_core_that_is_online() {
+    let mut world = pair();
+    world.tell(Event::HostCpus { offline: cpus("0") });
+    world.run_until_settled();
+    let excused = Request::Set { vm: name("a"), what: of_cpus("0"), below_guarantee: true };
+    assert_eq!(world.ask(excused).unwrap_err(), Refusal::LastCore(name("a")));
 }
 
 #[test]

@@ -162,7 +162,8 @@ fn a_plan_that_breaks_an_invariant_is_refused_whoever_made_it() {
     let verdict = |from: &Holder, to: &Holder, what: Resources| {
         let plan =
             TransferPlan { moves: vec![Move { from: from.clone(), to: to.clone(), what }], ..TransferPlan::default() };
-        check_plan(&host, &specs, &books, &plan, &Default::default()).map_err(|violation| violation.to_string())
+        check_plan(&host, &specs, &books, &plan, &Default::default(), &Default::default())
+            .map_err(|violation| violation.to_string())
     };
     let cores = |list: &str| Resources::cores(cpus(list));
     assert_eq!(verdict(&pool, &a, cores("2-3")), Ok(()));

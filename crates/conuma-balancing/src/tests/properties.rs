@@ -19,13 +19,43 @@ use crate::*;
 /// One step of a script. Numbers pick among what is there.
 #[derive(Debug, Clone)]
 enum Op {
-    Lend { from: usize, to: usize, cores: usize, node: u32, memory: u64, below: bool },
-    LendAnywhere { from: usize, to: usize, memory: u64 },
+    Lend {
+        from: usize,
+        to: usize,
+        cores: usize,
+        node: u32,
+        memory: u64,
+        below: bool,
+    },
+    LendAnywhere {
+        from: usize,
+        to: usize,
+        memory: u64,
+    },
     Recall(usize),
-    RecallPart { to: usize, from: Option<usize>, cores: usize, node: u32, memory: u64 },
-    Set { vm: usize, cores: usize, node: u32, memory: u64 },
-    Deliver { pick: usize, fate: Fate },
-    GuestMoves { vm: usize, node: u32 },
+    RecallPart {
+        to: usize,
+        from: Option<usize>,
+        cores: usize,
+        node: u32,
+        memory: u64,
+    },
+    Set {
+        vm: usize,
+        cores: usize,
+        node: u32,
+        memory: u64,
+    },
+    /// Each: who gives (one more than there are VMs is the pool), who gets, whether a core, else memory of a node.
+    Rebalance(Vec<(usize, usize, bool, u32, u64)>),
+    Deliver {
+        pick: usize,
+        fate: Fate,
+    },
+    GuestMoves {
+        vm: usize,
+        node: u32,
+    },
     Arrive(usize),
     Tick,
     Disconnect(usize),
@@ -33,7 +63,9 @@ enum Op {
     Reset(usize),
     Kill(usize),
     Start(usize),
-    Crash { keep_journal: bool },
+    Crash {
+        keep_journal: bool,
+    },
 }
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
@@ -55,6 +87,8 @@ fn ops() -> impl Strategy<Value = Op> {
     let vm = 0..NAMES.len();
     let lend = (vm.clone(), vm.clone(), 0..3usize, 0..NODES, 0..4u64, any::<bool>());
     prop_oneof![
+        2 => proptest::collection::vec((0..NAMES.len() + 1, 0..NAMES.len() + 1, any::<bool>(), 0..NODES, 1..3u64), 1..4)
+            .prop_map(Op::Rebalance),
         4 => lend.prop_map(|(from, to, cores, node, memory, below)| Op::Lend { from, to, cores, node, memory, below }),
         2 => (vm.clone(), vm.clone(), 1..5u64)
             .prop_map(|(from, to, memory)| Op::LendAnywhere { from, to, memory }),
@@ -117,6 +151,19 @@ fn play(world: &mut World, op: &Op) {
         Op::Set { vm: index, cores, node, memory } => {
             let what = demand(cores, node, memory);
             drop(world.ask(Request::Set { vm: vm(index), what, below_guarantee: false }));
+        }
+        Op::Rebalance(ref moves) => {
+            let holder = |index: usize| NAMES.get(index).map_or(Holder::Pool, |vm| Holder::Vm(name(vm)));
+            let step = |&(from, to, core, node, memory): &(usize, usize, bool, u32, u64)| {
+                let has = world.engine.ledger().held(&holder(from)).cpus.last();
+                let what = match (core, has) {
+                    (true, Some(cpu)) => Resources::cores([cpu].into()),
+                    _ => Resources::memory(NodeId(node), units(memory)),
+                };
+                Move { from: holder(from), to: holder(to), what }
+            };
+            let moves = moves.iter().map(step).collect();
+            drop(world.ask(Request::Rebalance { moves }));
         }
         Op::Deliver { pick, fate } => {
             let lanes: Vec<(VmName, Lane)> = world.in_flight.keys().cloned().collect();

@@ -169,6 +169,18 @@ fn a_guest_that_runs_on_behind_a_soft_gate_keeps_its_cpu_when_the_journal_is_los
 }
 
 #[test]
+fn a_guest_that_comes_back_to_what_it_gave_to_the_pool_is_not_booked_it() {
+    let mut world = world();
+    world.ask(Request::Set { vm: name("a"), what: of_cpus("0"), below_guarantee: true }).unwrap();
+    world.run_until_settled();
+    world.vms.get_mut(&name("a")).unwrap().runs_on = cpus("1");
+    world.crash(true);
+    assert_eq!(world.engine.ledger().vm(&name("a")).cpus, cpus("0"));
+    world.run_until_settled();
+    assert_eq!(world.vms[&name("a")].open, cpus("0"));
+}
+
+#[test]
 fn an_open_gate_counts_more_than_a_guest_that_runs_behind_a_closed_one() {
     let mut world = world();
     world.ask(lend("a", "b", of_cpus("1"))).unwrap();

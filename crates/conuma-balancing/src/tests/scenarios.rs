@@ -281,10 +281,23 @@ fn poll(world: &mut World, node: u32, moves: bool) -> Option<ActionKind> {
     Some(kind)
 }
 
+/// Enough on node 0 for what a guest has to keep.
+fn free_on_both(on_node_1: u64) -> BTreeMap<NodeId, Bytes> {
+    [(NodeId(0), units(2)), (NodeId(1), units(on_node_1))].into()
+}
+
+#[test]
+fn memory_that_seems_free_is_not_taken_unasked_if_it_is_all_there_is() {
+    let mut world = pair();
+    world.tell(Event::GuestMemory { vm: name("a"), free: on(1, 2) });
+    let report = run(&mut world, lend("a", "b", of_memory(1, 2)), works);
+    assert_eq!(stages(&report)[0][0], Stage::Prepare);
+}
+
 #[test]
 fn room_is_asked_for_where_nothing_comes_though_enough_seemed_free() {
     let mut world = pair();
-    world.tell(Event::GuestMemory { vm: name("a"), free: on(1, 2) });
+    world.tell(Event::GuestMemory { vm: name("a"), free: free_on_both(2) });
     let id = world.ask(lend("a", "b", of_memory(1, 2))).unwrap();
     let agent = (name("a"), Lane::Agent);
     while !world.in_flight.contains_key(&agent) {
@@ -307,7 +320,7 @@ fn room_is_asked_for_where_nothing_comes_though_enough_seemed_free() {
 #[test]
 fn a_size_is_looked_at_as_soon_as_qemu_tells_of_a_change() {
     let mut world = pair();
-    world.tell(Event::GuestMemory { vm: name("a"), free: on(1, 2) });
+    world.tell(Event::GuestMemory { vm: name("a"), free: free_on_both(2) });
     world.ask(lend("a", "b", of_memory(1, 2))).unwrap();
     poll(&mut world, 1, false);
     assert_eq!(poll(&mut world, 1, true), None, "the next look is due later");
@@ -322,7 +335,7 @@ fn a_size_is_looked_at_as_soon_as_qemu_tells_of_a_change() {
 #[test]
 fn what_has_moved_counts_until_a_guest_reports_again() {
     let mut world = pair();
-    world.tell(Event::GuestMemory { vm: name("a"), free: on(1, 2) });
+    world.tell(Event::GuestMemory { vm: name("a"), free: free_on_both(2) });
     world.tell(Event::GuestMemory { vm: name("b"), free: on(1, 1) });
     assert_eq!(stages(&run(&mut world, lend("a", "b", of_memory(1, 1)), works))[0][0], Stage::Shrink);
     let free = |world: &World, vm: &str| world.engine.state.vms[&name(vm)].free[&NodeId(1)];
@@ -417,4 +430,98 @@ fn a_recipient_is_told_while_its_gates_open() {
     world.run_until_settled();
     assert_eq!(world.report(id).verdict, Verdict::Complete);
     assert_eq!(world.vms[&name("b")].using, Some(cpus("3-7")));
+}
+
+#[test]
+fn a_rebalance_moves_between_several_at_once_and_is_no_loan() {
+    let host = host(2, 4, 1, 8);
+    let specs = vec![spec(&host, "a", "0-2", 3), spec(&host, "b", "4-5", 3), spec(&host, "c", "6-7", 2)];
+    let mut world = World::with(host, specs);
+    let step = |from: Holder, to: &str, what| Move { from, to: Holder::Vm(name(to)), what };
+    let vm = |vm: &str| Holder::Vm(name(vm));
+    let moves = vec![
+        step(vm("a"), "b", Resources::cores(cpus("2"))),
+        step(vm("c"), "b", Resources::memory(NodeId(1), units(1))),
+        step(Holder::Pool, "c", Resources::cores(cpus("3"))),
+    ];
+    let report = run(&mut world, Request::Rebalance { moves }, |_| Some(Fate::Works));
+    assert_eq!(report.verdict, Verdict::Complete, "{report:#?}");
+    assert_eq!(world.engine.ledger().vm(&name("b")).cpus, cpus("2,4-5"));
+    assert_eq!(world.engine.ledger().vm(&name("c")).cpus, cpus("3,6-7"));
+    assert!(world.engine.loans().is_empty());
+}
+
+#[test]
+fn memory_of_a_node_that_a_vm_gives_is_in_one_move_only() {
+    let host = host(2, 4, 1, 8);
+    let specs = vec![spec(&host, "a", "0-2", 3), spec(&host, "b", "4-5", 2), spec(&host, "c", "6-7", 2)];
+    let vm = |vm: &str| Holder::Vm(name(vm));
+    let step = |from: Holder, to: Holder, node| Move { from, to, what: Resources::memory(NodeId(node), units(1)) };
+    for (moves, whole) in [
+        ([step(vm("a"), vm("b"), 0), step(vm("a"), vm("c"), 0)], false),
+        ([step(vm("a"), vm("b"), 0), step(vm("b"), vm("c"), 0)], false),
+        ([step(vm("b"), vm("c"), 0), step(vm("a"), vm("b"), 0)], false),
+        ([step(vm("a"), vm("c"), 0), step(vm("b"), vm("c"), 0)], true),
+        ([step(vm("a"), vm("b"), 0), step(vm("a"), vm("c"), 1)], true),
+    ] {
+        let mut world = World::with(host.clone(), specs.clone());
+        let asked = Request::Rebalance { moves: moves.to_vec() };
+        if whole {
+            assert_eq!(run(&mut world, asked, works).verdict, Verdict::Complete, "{moves:?}");
+        } else {
+            let refused = world.ask(asked).unwrap_err();
+            assert!(matches!(refused, Refusal::TornMemory { node: NodeId(0), .. }), "{moves:?}: {refused:?}");
+        }
+    }
+}
+
+#[test]
+fn a_rebalance_that_is_none_is_refused_with_its_place() {
+    let mut world = pair();
+    let mut refused = |from: Holder, to: Holder, what: Resources| {
+        world.ask(Request::Rebalance { moves: vec![Move { from, to, what }] }).unwrap_err()
+    };
+    let (a, b) = (Holder::Vm(name("a")), Holder::Vm(name("b")));
+    let core = Resources::cores(cpus("1"));
+    let nowhere = Refusal::NotBetween { from: Holder::Reserve, to: a.clone() };
+    assert_eq!(refused(Holder::Reserve, a.clone(), core.clone()), nowhere);
+    let same = Refusal::NotBetween { from: a.clone(), to: a.clone() };
+    assert_eq!(refused(a.clone(), a.clone(), core.clone()), same);
+    let lacks = refused(b, a.clone(), core.clone());
+    assert!(matches!(&lacks, Refusal::NotHeld { missing, .. } if *missing == core), "{lacks:?}");
+    assert_eq!(refused(a.clone(), Holder::Vm(name("x")), core.clone()), Refusal::UnknownVm(name("x")));
+    world.tell(Event::HostCpus { offline: cpus("1") });
+    let mut refused = |what: Resources| {
+        let (from, to) = (a.clone(), Holder::Vm(name("b")));
+        world.ask(Request::Rebalance { moves: vec![Move { from, to, what }] }).unwrap_err()
+    };
+    assert_eq!(refused(core), Refusal::Offline(cpus("1")));
+    let guaranteed = refused(Resources::cores(cpus("0,2-3")));
+    assert!(matches!(guaranteed, Refusal::LastCore(_) | Refusal::BelowGuarantee { .. }), "{guaranteed:?}");
+}
+
+#[test]
+fn a_guest_keeps_what_it_cannot_do_without() {
+    for (spare, came, verdict) in [(1, 1, Verdict::Partial), (0, 0, Verdict::Nothing)] {
+        let mut world = pair();
+        world.vms.get_mut(&name("a")).unwrap().spare = units(spare) + Bytes::mib(1);
+        let lowest = std::cell::Cell::new(u64::MAX);
+        let fate = |action: &Action| {
+            if let ActionKind::SetRequestedSize { bytes, .. } = action.kind
+                && action.vm == name("a")
+            {
+                lowest.set(lowest.get().min(bytes.0));
+            }
+            Some(Fate::Works)
+        };
+        let held = world.engine.ledger().vm(&name("a")).on(NodeId(1));
+        let report = run(&mut world, lend("a", "b", of_memory(1, 2)), fate);
+        assert_eq!(report.verdict, verdict, "{report:#?}");
+        assert_eq!(shortfalls(&report)[0].1, Reason::DonorStarves);
+        assert_eq!(report.legs[0].arrived.on(NodeId(1)), units(came));
+        assert_eq!(world.engine.ledger().vm(&name("a")).on(NodeId(1)) + units(came), held);
+        let boot = world.specs[&name("a")].boot.get(&NodeId(1)).copied().unwrap_or_default();
+        let least = held.saturating_sub(boot + units(came));
+        assert!(lowest.get() >= least.0, "it was asked for more than it can do without: {}", lowest.get());
+    }
 }

@@ -46,6 +46,8 @@ pub(super) struct RealVm {
     pub(super) open: CpuSet,
     /// Where it runs on behind a soft gate.
     pub(super) runs_on: CpuSet,
+    /// What its guest says that it can do without.
+    pub(super) spare: Bytes,
     pub(super) plugged: BTreeMap<NodeId, PluggedMemory>,
     /// The agent runs and is reachable.
     pub(super) agent: bool,
@@ -176,7 +178,16 @@ impl World {
         let boot = spec.boot.clone();
         self.vms.insert(
             name.clone(),
-            RealVm { boot, open, runs_on: CpuSet::new(), plugged, agent: false, newest: 0, using: None },
+            RealVm {
+                boot,
+                open,
+                runs_on: CpuSet::new(),
+                spare: units(1000),
+                plugged,
+                agent: false,
+                newest: 0,
+                using: None,
+            },
         );
         self.tell(Event::VmStarted { vm: name.clone(), seen });
     }
@@ -315,7 +326,9 @@ impl World {
                 vm.using = Some(cpus.clone());
                 Outcome::Applied { refused: Vec::new() }
             }
-            ActionKind::PrepareMemory { .. } => Outcome::Prepared { enough: !refused },
+            ActionKind::PrepareMemory { .. } => {
+                Outcome::Prepared { enough: !refused, spare: if refused { units(1) } else { vm.spare } }
+            }
             ActionKind::ConfirmMemory { .. } => Outcome::Confirmed { satisfied: !refused },
             ActionKind::SetRequestedSize { node, bytes } => {
                 let plugged = vm.plugged.get_mut(node).unwrap();

@@ -93,6 +93,7 @@ impl Gates for MemoryGates {
         &self,
         _vcpus: &BTreeMap<VcpuId, CpuId>,
         gates: &BTreeMap<VcpuId, Gate>,
+        _memory_max: Bytes,
     ) -> Result<Vec<String>, GateError> {
         Ok(lock(&self.state).as_mut().map(|state| put_right(&mut state.gates, gates)).unwrap_or_default())
     }

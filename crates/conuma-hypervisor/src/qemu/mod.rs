@@ -217,7 +217,7 @@ fn vcpu_cpus(plan: &BindingPlan) -> BTreeMap<VcpuId, CpuId> {
 }
 
 /// The most memory the VM's process could need: everything its guest may ever have, and QEMU itself.
-fn ceiling(plan: &BindingPlan) -> Bytes {
+pub(super) fn ceiling(plan: &BindingPlan) -> Bytes {
     let all: Bytes = plan.memory.iter().map(|node| node.boot + node.maximum).sum();
     with_overhead(plan.envelope_memory.map_or(all, |limit| all.min(limit)))
 }
@@ -225,5 +225,6 @@ fn ceiling(plan: &BindingPlan) -> Bytes {
 /// Guest memory and what QEMU and KVM need for it: page tables and per-page records (up to 0.5 %, here twice that), QEMU's
 /// own heap, and buffers of its devices.
 pub(super) fn with_overhead(guest: Bytes) -> Bytes {
-    guest + Bytes(guest.0 / 100) + Bytes::mib(512)
+    // Cgroups count pages.
+    (guest + Bytes(guest.0 / 100) + Bytes::mib(512)).round_down(Bytes::mib(1))
 }

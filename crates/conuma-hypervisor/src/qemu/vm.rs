@@ -1,7 +1,7 @@
 //! A VM that QEMU runs.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -15,7 +15,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
 
 use super::process::Process;
-use super::with_overhead;
+use super::{ceiling, with_overhead};
 use crate::error::HypervisorError;
 use crate::gate::{Gate, GateError};
 use crate::gates::Gates;
@@ -41,6 +41,8 @@ pub(super) struct QemuVm {
     threads: BTreeMap<VcpuId, Tid>,
     /// What each vCPU is bound to.
     cpus: BTreeMap<VcpuId, CpuId>,
+    /// The ceiling on all memory of its process. Locked while it is written to the cgroup.
+    memory_max: Mutex<Bytes>,
     devices: BTreeMap<NodeId, String>,
     events: broadcast::Sender<VmEvent>,
     listener: AbortHandle,
@@ -68,7 +70,9 @@ impl QemuVm {
         let devices = plan.memory.iter().filter(|node| node.is_flexible()).map(|node| (node.host, node.device_id()));
         let devices = devices.collect();
         let cpus = plan.replica.vcpus.iter().map(|vcpu| (vcpu.id, vcpu.cpu)).collect();
-        Ok(Self { name: plan.name.clone(), process, qmp, gates, proc, threads, cpus, devices, events, listener })
+        let memory_max = Mutex::new(ceiling(plan));
+        let name = plan.name.clone();
+        Ok(Self { name, process, qmp, gates, proc, threads, cpus, memory_max, devices, events, listener })
     }
 
     async fn call(&self, command: &str, arguments: Value) -> Result<Value> {
@@ -179,7 +183,11 @@ impl Vm for QemuVm {
     }
 
     async fn limit_memory(&self, bytes: Bytes) -> Result<()> {
-        self.gates.set_memory_max(Limit::At(with_overhead(bytes))).map_err(|source| self.gate_failed(source))
+        let mut memory_max = self.memory_max.lock().unwrap_or_else(PoisonError::into_inner);
+        let wanted = with_overhead(bytes);
+        self.gates.set_memory_max(Limit::At(wanted)).map_err(|source| self.gate_failed(source))?;
+        *memory_max = wanted;
+        Ok(())
     }
 
     async fn set_gate(&self, vcpu: VcpuId, gate: Gate) -> Result<()> {
@@ -225,7 +233,8 @@ impl Vm for QemuVm {
     }
 
     async fn put_right(&self, gates: &BTreeMap<VcpuId, Gate>) -> Result<Vec<String>> {
-        self.gates.put_right(&self.cpus, gates).map_err(|source| self.gate_failed(source))
+        let memory_max = self.memory_max.lock().unwrap_or_else(PoisonError::into_inner);
+        self.gates.put_right(&self.cpus, gates, *memory_max).map_err(|source| self.gate_failed(source))
     }
 
     async fn release(&self) -> Result<()> {

@@ -94,6 +94,9 @@ impl Cgroup {
         self.write("cpu.max", &max.to_string())
     }
 
+    /// The `cpu.weight` that a cgroup has at first.
+    pub const WEIGHT: u32 = 100;
+
     /// `cpu.weight`, 1 to 10,000; 100 unless said otherwise.
     pub fn weight(&self) -> Result<u32, CgroupError> {
         self.parsed("cpu.weight")

@@ -86,7 +86,7 @@ impl Tools {
                 });
                 Outcome::Applied { refused: refused.collect() }
             }
-            Reply::Prepared(prepared) => Outcome::Prepared { enough: prepared.enough },
+            Reply::Prepared(prepared) => Outcome::Prepared { enough: prepared.enough, spare: prepared.spare },
             Reply::Memory(memory) => Outcome::Confirmed { satisfied: memory.satisfied },
             Reply::Hello(_) | Reply::Report(_) => {
                 Outcome::Failed(Failure::Failed("the agent answered something that was not asked".into()))

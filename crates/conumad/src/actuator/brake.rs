@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use conuma_hypervisor::gate::Grip;
 
+use super::excuse::Excuse;
+
 /// Quiet looks in a row before the grip is loosened by one step.
 const QUIET_LOOKS: u32 = 10;
 
@@ -21,13 +23,18 @@ pub(super) struct Brake {
     grip: Grip,
     /// It was closed as firmly as this, or has been loosened to it since.
     least: Grip,
+    /// Nothing excuses what runs there.
+    strict: bool,
     quiet: u32,
 }
 
 impl Brake {
+    /// On a vCPU whose CPU is offline: its thread would run on another's.
+    pub(super) const STOPPED: Self = Self { grip: Grip::FIRM, least: Grip::FIRM, strict: true, quiet: 0 };
+
     /// A gate that was just closed with this grip.
     pub(super) fn closed(grip: Grip) -> Self {
-        Self { grip, least: grip, quiet: 0 }
+        Self { grip, least: grip, strict: false, quiet: 0 }
     }
 
     /// How firm it is.
@@ -35,15 +42,23 @@ impl Brake {
         self.grip
     }
 
-    /// The guest is not to be blamed for what it runs: no firmer than the gate was closed.
-    pub(super) fn release(&mut self) -> Grip {
-        *self = Self::closed(self.least);
+    /// The guest is not to be blamed for what it runs: no firmer than the gate was closed, and never so firm that it could not do
+    /// its work. A guest that boots needs every vCPU. When the excuse has ended the gate is as firm as it was closed.
+    pub(super) fn release(&mut self, excuse: Excuse) -> Grip {
+        let most = match excuse {
+            _ if self.strict => Grip::FIRM,
+            Excuse::Busy => Grip::WORKING,
+            Excuse::Boots => Grip::SOFT,
+        };
+        (self.grip, self.quiet) = (self.least.min(most), 0);
         self.grip
     }
 
     /// A look: the vCPU ran for `ran` of the last `window`, of which `stray` thousandths are what a guest does in passing.
     /// One that used up what its quota leaves it would have run for longer. How firm it should be from now on.
     pub(super) fn seen(&mut self, ran: Duration, window: Duration, stray: u32) -> Grip {
+        // After an excuse it may be softer.
+        self.grip = self.grip.max(self.least);
         let most = stray.min(self.grip.share().map_or(stray, |quota| quota * USED_UP / 1000));
         if ran.as_micros() * 1000 > u128::from(most) * window.as_micros() {
             self.quiet = 0;
@@ -101,16 +116,26 @@ mod tests {
     }
 
     #[test]
-    fn an_excuse_undoes_what_the_brake_did_and_no_more() {
+    fn an_excuse_undoes_what_the_brake_did_and_leaves_a_guest_that_was_gated_firmly_time_to_work() {
         let mut brake = Brake::closed(Grip::SOFT);
         brake.seen(LOOK, LOOK, STRAY);
-        assert_eq!(brake.release(), Grip::SOFT);
+        assert_eq!(brake.release(Excuse::Busy), Grip::SOFT);
         let mut firm = Brake::closed(Grip::FIRM);
-        assert_eq!(firm.release(), Grip::FIRM);
-        while firm.seen(LOOK / 1000, LOOK, STRAY) == Grip::FIRM {}
+        assert_eq!(firm.release(Excuse::Busy), Grip::WORKING);
+        assert_eq!(firm.seen(LOOK / 1000, LOOK, STRAY), Grip::FIRM, "as it was closed, at once");
+        while firm.seen(LOOK / 1000, LOOK, STRAY) >= Grip::WORKING {}
         let loosened = firm.grip();
         firm.seen(LOOK, LOOK, STRAY);
-        assert_eq!(firm.release(), loosened);
+        assert_eq!(firm.release(Excuse::Busy), loosened);
+    }
+
+    #[test]
+    fn a_guest_that_boots_gets_every_vcpu_whose_cpu_is_online() {
+        let mut firm = Brake::closed(Grip::FIRM);
+        assert_eq!(firm.release(Excuse::Boots), Grip::SOFT);
+        assert_eq!(firm.seen(LOOK / 1000, LOOK, STRAY), Grip::FIRM, "once it has booted");
+        let mut stopped = Brake::STOPPED;
+        assert_eq!(stopped.release(Excuse::Boots), Grip::FIRM);
     }
 
     #[test]

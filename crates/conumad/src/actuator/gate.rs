@@ -82,24 +82,26 @@ impl GateLane {
     async fn turn(&mut self, action: &Action) -> Outcome {
         let done = match &action.kind {
             ActionKind::CloseGate { cpus, grip, watch } => {
-                let grip = match grip {
-                    balancing::Grip::Soft => Grip::SOFT,
-                    balancing::Grip::Firm => Grip::FIRM,
+                let brake = match grip {
+                    balancing::Grip::Soft => Brake::closed(Grip::SOFT),
+                    balancing::Grip::Firm => Brake::closed(Grip::FIRM),
+                    balancing::Grip::Stopped => Brake::STOPPED,
                 };
-                self.close(cpus, grip, *watch).await.map(|busy| Outcome::GateClosed { busy })
+                self.close(cpus, brake, *watch).await.map(|busy| Outcome::GateClosed { busy })
             }
-            ActionKind::OpenGate { cpus } => self.set(cpus, Gate::Open).await.map(|()| Outcome::GateOpened),
+            ActionKind::OpenGate { cpus } => self.set(cpus, None).await.map(|()| Outcome::GateOpened),
             other => return Outcome::Failed(Failure::Refused(format!("{other:?} is not for a gate"))),
         };
         done.unwrap_or_else(|error| Outcome::Failed(failure(&error)))
     }
 
-    async fn set(&mut self, cpus: &CpuSet, gate: Gate) -> Result<(), HypervisorError> {
+    /// Closes gates with a brake, or opens them.
+    async fn set(&mut self, cpus: &CpuSet, brake: Option<Brake>) -> Result<(), HypervisorError> {
         for vcpu in self.tools.plan.replica.vcpus_on(cpus).iter() {
-            self.tools.vm.set_gate(vcpu, gate).await?;
-            match gate {
-                Gate::Open => drop(self.brakes.remove(&vcpu)),
-                Gate::Closed(grip) => drop(self.brakes.insert(vcpu, Brake::closed(grip))),
+            self.tools.vm.set_gate(vcpu, gate(brake)).await?;
+            match brake {
+                None => drop(self.brakes.remove(&vcpu)),
+                Some(brake) => drop(self.brakes.insert(vcpu, brake)),
             }
             self.seen.remove(&vcpu);
         }
@@ -108,13 +110,13 @@ impl GateLane {
 
     /// Closes gates and gives the CPUs on which the guest runs on. It is watched from before the first gate closes,
     /// for `watch` at the least.
-    async fn close(&mut self, cpus: &CpuSet, grip: Grip, watch: Duration) -> Result<CpuSet, HypervisorError> {
+    async fn close(&mut self, cpus: &CpuSet, brake: Brake, watch: Duration) -> Result<CpuSet, HypervisorError> {
         if watch.is_zero() {
-            return self.set(cpus, Gate::Closed(grip)).await.map(|()| CpuSet::new());
+            return self.set(cpus, Some(brake)).await.map(|()| CpuSet::new());
         }
         let tools = self.tools.clone();
         let watched = Watch::begin(tools.vm.as_ref(), &tools.plan, cpus).await?;
-        self.set(cpus, Gate::Closed(grip)).await?;
+        self.set(cpus, Some(brake)).await?;
         watched.end(watch).await
     }
 
@@ -145,9 +147,8 @@ impl GateLane {
         if !self.learned {
             self.learn().await;
         } else if self.looks.is_multiple_of(LOOKS_PER_AUDIT) {
-            let gates = self.tools.plan.replica.vcpus.iter().map(|vcpu| {
-                (vcpu.id, self.brakes.get(&vcpu.id).map_or(Gate::Open, |brake| Gate::Closed(brake.grip())))
-            });
+            let vcpus = self.tools.plan.replica.vcpus.iter();
+            let gates = vcpus.map(|vcpu| (vcpu.id, gate(self.brakes.get(&vcpu.id).copied())));
             found.extend(self.tools.vm.put_right(&gates.collect()).await?);
         }
         if !found.is_empty() {
@@ -159,15 +160,14 @@ impl GateLane {
     }
 
     async fn try_look(&mut self) -> Result<(), HypervisorError> {
-        self.audit().await?;
+        // What cannot be set right is no reason to leave the brakes alone, nor is one gate that cannot be turned.
+        let mut result = self.audit().await;
         let closed: Vec<VcpuId> = self.brakes.keys().copied().collect();
         let now = Instant::now();
         let window = now.saturating_duration_since(self.looked);
         self.looked = now;
         let times = self.tools.vm.run_times(&closed).await?;
         let before = std::mem::replace(&mut self.seen, times.clone());
-        // One gate that cannot be turned does not keep others from being.
-        let mut result = Ok(());
         for (vcpu, time) in times {
             if let Some(before) = before.get(&vcpu) {
                 result = result.and(self.adjust(vcpu, time.saturating_sub(*before), window).await);
@@ -179,10 +179,9 @@ impl GateLane {
     async fn adjust(&mut self, vcpu: VcpuId, ran: Duration, window: Duration) -> Result<(), HypervisorError> {
         let Some(brake) = self.brakes.get_mut(&vcpu) else { return Ok(()) };
         let was = *brake;
-        let grip = if self.tools.excuses.hold(std::time::Instant::now()) {
-            brake.release()
-        } else {
-            brake.seen(ran, window, self.tools.stray)
+        let grip = match self.tools.excuses.excuse(std::time::Instant::now()) {
+            Some(excuse) => brake.release(excuse),
+            None => brake.seen(ran, window, self.tools.stray),
         };
         if grip == was.grip() {
             return Ok(());
@@ -199,4 +198,9 @@ impl GateLane {
         }
         Ok(())
     }
+}
+
+/// How the gate of a vCPU stands that has this brake, or none.
+fn gate(brake: Option<Brake>) -> Gate {
+    brake.map_or(Gate::Open, |brake| Gate::Closed(brake.grip()))
 }

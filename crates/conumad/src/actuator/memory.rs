@@ -28,14 +28,14 @@ struct Ceiling(Option<BTreeMap<NodeId, Bytes>>);
 
 impl Ceiling {
     async fn of(tools: &Tools) -> Self {
-        let mut devices = BTreeMap::new();
-        for node in tools.plan.memory.iter().filter(|node| tools.agentless && node.is_flexible()) {
-            // A size that is not known might be any.
-            let bound = tools.vm.memory(node.host).await.map_or(node.maximum, |state| state.requested.max(state.size));
-            devices.insert(node.host, bound);
-        }
         if !tools.agentless {
             return Self(None);
+        }
+        let mut devices = BTreeMap::new();
+        for node in tools.plan.memory.iter().filter(|node| node.is_flexible()) {
+            // A size that is not known might be any.
+            let bound = tools.vm.memory(node.host).await.map_or(node.maximum, |state| plugged(state).bound());
+            devices.insert(node.host, bound);
         }
         if let Err(error) = limit(tools, &devices).await {
             tracing::warn!(vm = %tools.plan.name, "its memory has no ceiling until some moves: {}", chain(&error));
@@ -86,7 +86,7 @@ impl Tools {
                 if state.requested == state.size {
                     self.excuses.at_rest(node);
                 }
-                if let Err(error) = ceiling.set(self, node, state.requested.max(state.size)).await {
+                if let Err(error) = ceiling.set(self, node, plugged(state).bound()).await {
                     tracing::warn!(vm = %self.plan.name, "its ceiling stays too high: {}", chain(&error));
                 }
                 Outcome::Memory(plugged(state))

@@ -99,6 +99,7 @@ fn concerns(what: &EventKind, vm: &VmName) -> bool {
                 TransferRequest::Lend { from, to, .. } => from == vm || to == vm,
                 TransferRequest::Recall { to, .. } => to == vm,
                 TransferRequest::Set { vm: of, .. } => of == vm,
+                TransferRequest::Rebalance { .. } => false,
             };
             named || transfer.legs.iter().any(|leg| is(&leg.planned.from) || is(&leg.planned.to))
         }

@@ -202,6 +202,8 @@ impl Room {
             Err(error) => return Err(NotBooted { error, dead: self.end(plan, vm.as_ref()).await }),
         };
         let running = self.take_charge(entry, vm);
+        // Before its agent can be told anything: that ends the boot.
+        running.excuses.boots(std::time::Instant::now());
         self.core.happened(Event::VmStarted { vm: plan.name.clone(), seen });
         if let Err(error) = running.vm.resume().await {
             return Err(NotBooted { error, dead: self.end(plan, running.vm.as_ref()).await });

@@ -231,8 +231,10 @@ fn summary(view: &VmView, cores: u32, entry: Option<&Entry>) -> VmSummary {
             Life::Running => VmState::Running,
         },
         agent: match running.map_or(LinkState::Awaited, |running| running.link.status().state) {
-            LinkState::Connected => AgentState::Connected,
+            // What it should do is known a moment after it connects.
+            LinkState::Connected if view.agent => AgentState::Connected,
             _ if view.spec.agentless => AgentState::None,
+            LinkState::Connected => AgentState::Awaited,
             state => agent_state(state),
         },
         holding: resources(&view.holding),

@@ -1,7 +1,9 @@
 //! Resources, demands, holders, the ledger.
 
 use conuma_api as api;
-use conuma_balancing::{CoreDemand, Demand, Engine, Holder, Ledger, Loan, MemoryDemand, Resources, Violation};
+use conuma_balancing::{
+    CoreDemand, Demand, Engine, Holder, Ledger, Loan, MemoryDemand, Resources, TransferId, Violation,
+};
 use conuma_topology::Bytes;
 
 use super::count;
@@ -29,6 +31,15 @@ pub(crate) fn demand(of: &Demand) -> api::Demand {
             MemoryDemand::Total(bytes) => api::MemoryDemand::Total(*bytes),
             MemoryDemand::PerNode(nodes) => api::MemoryDemand::PerNode(nodes.clone()),
         }),
+    }
+}
+
+pub(super) fn engine_holder(of: api::Holder) -> Holder {
+    match of {
+        api::Holder::Pool => Holder::Pool,
+        api::Holder::Reserve => Holder::Reserve,
+        api::Holder::Vm(vm) => Holder::Vm(vm),
+        api::Holder::Transit(id) => Holder::Transit(TransferId(id)),
     }
 }
 

@@ -6,11 +6,11 @@ use conuma_api as api;
 use conuma_api::{Code, Problem};
 use conuma_balancing::{
     CoreChoice, CoreReason, Engine, Failure, LegReport, Move, Notice, Reason, Refusal, Remark, Report, Request,
-    Shortfall, Stage, TransferPlan, Verdict, Withheld,
+    Resources, Shortfall, Stage, TransferPlan, Verdict, Withheld,
 };
 use serde::Serialize;
 
-use super::amounts::engine_demand;
+use super::amounts::{engine_demand, engine_holder};
 use super::{count, demand, holder, micros, resources, violation};
 use crate::clock::unix_ms;
 use crate::core::NotBegun;
@@ -31,6 +31,8 @@ pub(crate) fn refusal(of: &Refusal) -> Problem {
         Refusal::SameVm(_)
         | Refusal::NotWholeCores { .. }
         | Refusal::NoSuchNode(_)
+        | Refusal::NotBetween { .. }
+        | Refusal::TornMemory { .. }
         | Refusal::SeveralBorrowers { .. } => Code::BadRequest,
         Refusal::Unsound(_) => Code::Internal,
         _ => Code::Refused,
@@ -67,6 +69,9 @@ pub(crate) fn engine_request(of: api::TransferRequest) -> Request {
             Request::Set { vm, what: engine_demand(what), below_guarantee }
         }
         api::TransferRequest::Recall { to, from, what } => Request::Recall { to, from, what: what.map(engine_demand) },
+        api::TransferRequest::Rebalance { moves } => {
+            Request::Rebalance { moves: moves.into_iter().map(engine_move).collect() }
+        }
     }
 }
 
@@ -84,6 +89,7 @@ fn api_request(of: &Request) -> api::TransferRequest {
         Request::Set { vm, what, below_guarantee } => {
             api::TransferRequest::Set { vm: vm.clone(), what: demand(what), below_guarantee: *below_guarantee }
         }
+        Request::Rebalance { moves } => api::TransferRequest::Rebalance { moves: moves.iter().map(api_move).collect() },
     }
 }
 
@@ -98,6 +104,11 @@ pub(crate) fn plan(of: &TransferPlan) -> api::Plan {
 
 fn api_move(of: &Move) -> api::Move {
     api::Move { from: holder(&of.from), to: holder(&of.to), what: resources(&of.what) }
+}
+
+fn engine_move(of: api::Move) -> Move {
+    let what = Resources { cpus: of.what.cpus, memory: of.what.memory };
+    Move { from: engine_holder(of.from), to: engine_holder(of.to), what }
 }
 
 fn choice(of: &CoreChoice) -> api::CoreChoice {
@@ -158,6 +169,7 @@ fn leg(of: &LegReport, asked: Duration) -> api::Leg {
 fn shortfall(of: &Shortfall) -> api::Shortfall {
     let message = match &of.why {
         Reason::DonorRefused(why) => format!("its guest refused: {why}"),
+        Reason::DonorStarves => "its guest would run out of memory without it".into(),
         Reason::DonorKept => "its guest did not give it in time".into(),
         Reason::RecipientDidNotTake => "the recipient's guest did not take it in time".into(),
         Reason::GateFailed(failure) => format!("the gate could not be turned: {failure}"),

@@ -120,6 +120,7 @@ fn answer(state: &mut State, generation: Generation, body: RequestBody) -> Optio
             migrated: Bytes::ZERO,
             reclaimed: Bytes::ZERO,
             enough: true,
+            spare: bytes,
             timings: Vec::new(),
         }),
         RequestBody::ConfirmMemory { node, at_least } => Reply::Memory(MemoryState {
