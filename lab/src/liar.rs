@@ -7,7 +7,8 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use conuma_agent_proto::{
     AutoOnline, CgroupMode, Generation, GuestFacts, GuestNodeFacts, HoldingOutcome, MAX_FRAME, MemoryState, NodeReport,
-    PORT, Prepared, Reply, Report, Request, RequestBody, RequestId, Response, decode_request, encode_response,
+    PORT, Prepared, Pushed, Reply, Report, Request, RequestBody, RequestId, Resource, Response, decode_request,
+    encode_response,
 };
 use conuma_topology::{Bytes, GuestCpuSet, GuestNodeId};
 use vsock::{VMADDR_CID_ANY, VsockListener, VsockStream};
@@ -19,7 +20,7 @@ pub enum Lie {
     Claims,
     /// Its numbers are as large as numbers get.
     Absurd,
-    /// Answers a hundred thousand times what nobody asked.
+    /// Answers fifty thousand times what nobody asked, and reports as often as if pressed.
     Flood,
     /// Its answers are no answers.
     Malformed,
@@ -70,9 +71,13 @@ fn converse(mut stream: VsockStream, about: Lie) -> Result<()> {
 fn misbehave(stream: &mut VsockStream, about: Lie) -> Result<()> {
     match about {
         Lie::Flood => {
-            let report = encode_response(&Response { id: RequestId(u64::MAX), body: Ok(Reply::Report(report(about))) });
-            for _ in 0..100_000 {
-                write_frame(stream, &report)?;
+            let message = |id, reply| encode_response(&Response { id, body: Ok(reply) });
+            let answer = message(RequestId(u64::MAX - 1), Reply::Report(report(about)));
+            let pushed = Pushed { resource: Resource::Memory, report: report(about) };
+            let pushed = message(RequestId::PUSHED, Reply::Pushed(pushed));
+            for _ in 0..50_000 {
+                write_frame(stream, &answer)?;
+                write_frame(stream, &pushed)?;
             }
         }
         Lie::Malformed => write_frame(stream, &[0xff; 4096])?,
@@ -118,7 +123,7 @@ fn answer(body: RequestBody, about: Lie) -> Reply {
             satisfied: true,
             waited: Duration::ZERO,
         }),
-        RequestBody::Report | RequestBody::Hello(_) => Reply::Report(report(about)),
+        RequestBody::Report | RequestBody::Hello(_) | RequestBody::Watch { .. } => Reply::Report(report(about)),
     }
 }
 
@@ -136,6 +141,9 @@ fn report(about: Lie) -> Report {
         huge_free: much,
         blocks_online: much,
         blocks_offline: much,
+        refaults: Some(much.0),
+        active_file: Some(much),
+        shmem: Some(much),
     };
     Report { uptime: Duration::from_secs(1), nodes: (0..4).map(node).collect(), ..Report::default() }
 }

@@ -21,17 +21,20 @@ enum Ring {
     Process,
 }
 
-const RINGS: [(&str, Ring); 12] = [
+const RINGS: [(&str, Ring); 15] = [
     ("conuma-topology", Ring::Pure),
     ("conuma-binding", Ring::Pure),
     ("conuma-balancing", Ring::Pure),
+    ("conuma-policy", Ring::Pure),
     ("conuma-agent-proto", Ring::Pure),
     ("conuma-linux", Ring::Adaptor),
     ("conuma-hypervisor", Ring::Adaptor),
+    ("conuma-history", Ring::Adaptor),
     ("conuma-api", Ring::Adaptor),
     ("conuma-agent", Ring::Process),
     ("conumad", Ring::Process),
     ("conuma", Ring::Process),
+    ("conuma-sim", Ring::Process),
     ("conuma-lab", Ring::Process),
     ("xtask", Ring::Process),
 ];

@@ -60,6 +60,13 @@ pub fn request_id(bytes: &[u8]) -> Option<RequestId> {
     Some(RequestId(request.id))
 }
 
+/// Whether these bytes are of something that an agent sent unasked. Tells it without reading the rest, so that it costs
+/// next to nothing to pass over what is too much; what is passed on is decoded, and refused if it is nothing of the kind.
+pub fn is_pushed(bytes: &[u8]) -> bool {
+    let envelope = bounded(bytes).ok().and_then(|bytes| wire::Envelope::decode(bytes).ok());
+    envelope.is_some_and(|envelope| RequestId(envelope.id) == RequestId::PUSHED)
+}
+
 fn bounded(bytes: &[u8]) -> Result<&[u8], DecodeError> {
     if bytes.len() > MAX_FRAME { Err(DecodeError::TooLong(bytes.len())) } else { Ok(bytes) }
 }

@@ -4,6 +4,9 @@
 //! ([`MAX_FRAME`] at most), one protobuf message each. The host sends [`Request`]s, the agent
 //! answers every one with one [`Response`] that bears its id; answers may come in any order.
 //!
+//! **Pushes.** Only after a [`RequestBody::Watch`], and then for as long as the connection lasts, an agent also sends
+//! reports that nobody asked for ([`Reply::Pushed`]), under an id that no request bears ([`RequestId::PUSHED`]).
+//!
 //! **Versions.** The first request on a connection is [`RequestBody::Hello`] with the range of
 //! versions the host speaks; the agent picks the highest that both do ([`Versions::common`]).
 //! Within a version fields are only added; a receiver ignores fields it does not know and answers
@@ -18,16 +21,20 @@
 //! repeating the newest is allowed and does the same again.
 //!
 //! The protocol speaks guest ids only; what host CPU or node stands behind one is the binding's
-//! knowledge. Absent on purpose: I/O, clocks, and messages that an agent sends unasked.
+//! knowledge. Absent on purpose: I/O and clocks.
 #![forbid(unsafe_code)]
 
 mod codec;
+mod pressure;
 mod report;
 mod request;
 mod response;
 mod wire;
 
-pub use codec::{DecodeError, decode_request, decode_response, encode_request, encode_response, request_id};
+use std::time::Duration;
+
+pub use codec::{DecodeError, decode_request, decode_response, encode_request, encode_response, is_pushed, request_id};
+pub use pressure::{Pushed, Resource, Trigger};
 pub use report::{CpuReport, NodeReport, Pressure, PressureLine, Report};
 pub use request::{Generation, Hello, Request, RequestBody, RequestId, Versions};
 pub use response::{
@@ -55,6 +62,12 @@ pub const MAX_NODES: usize = 1024;
 
 /// Most CPUs listed one by one in a report.
 pub const MAX_CPUS: usize = 8192;
+
+/// Shortest window of a [`Trigger`]: kernels before 6.4 take none that is shorter.
+pub const MIN_WINDOW: Duration = Duration::from_millis(500);
+
+/// Longest window of a [`Trigger`]: no kernel takes a longer one.
+pub const MAX_WINDOW: Duration = Duration::from_secs(10);
 
 /// The versions this crate speaks.
 pub const VERSIONS: Versions = Versions { min: 1, max: 1 };

@@ -76,6 +76,15 @@ pub struct NodeReport {
     pub blocks_online: Bytes,
     /// Hotplug memory blocks that are not.
     pub blocks_offline: Bytes,
+    /// Pages, of the guest's base size, that were read again soon after they had been dropped or swapped out
+    /// (`workingset_refault_*`); a counter since boot: what grows is part of the working set and had no room. `None` if the
+    /// kernel does not count it, or the agent does not tell.
+    pub refaults: Option<u64>,
+    /// Page cache that was used more than once (`Active(file)`, no shared memory): what of the cache likely is part of the
+    /// working set. `None` of an agent that does not tell.
+    pub active_file: Option<Bytes>,
+    /// Shared memory and tmpfs (`Shmem`): part of `file`, but cannot be dropped. `None` of an agent that does not tell.
+    pub shmem: Option<Bytes>,
 }
 
 /// Pressure stall information of one resource.

@@ -6,10 +6,17 @@ use std::time::Duration;
 use conuma_topology::{Bytes, GuestCpuSet, GuestNodeId};
 use serde::{Deserialize, Serialize};
 
-/// Tells answers apart; chosen by the host, unique on a connection.
+use crate::pressure::Trigger;
+
+/// Tells answers apart; chosen by the host, unique on a connection, and never [`RequestId::PUSHED`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct RequestId(pub u64);
+
+impl RequestId {
+    /// What an agent sends unasked bears it; no request does.
+    pub const PUSHED: Self = Self(u64::MAX);
+}
 
 /// The age of the decision behind a request; grows with every decision about this VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
@@ -97,4 +104,13 @@ pub enum RequestBody {
     },
     /// Tell the load and memory; answered by [`crate::Reply::Report`].
     Report,
+    /// Tell the load and memory unasked ([`crate::Reply::Pushed`]) whenever one of these triggers fires, until the
+    /// connection ends or another `Watch` comes; answered by [`crate::Reply::Watching`]. An agent that is older refuses
+    /// it, and is asked for reports only.
+    Watch {
+        /// Tasks wait for a CPU.
+        cpu: Option<Trigger>,
+        /// Tasks wait for memory.
+        memory: Option<Trigger>,
+    },
 }

@@ -5,13 +5,14 @@ use std::time::Duration;
 use conuma_topology::{Bytes, GuestCpuId, GuestCpuSet, GuestNodeId};
 use serde::{Deserialize, Serialize};
 
+use crate::pressure::{Pushed, Trigger};
 use crate::report::Report;
 use crate::request::{Generation, RequestId, Versions};
 
-/// The answer to one request.
+/// The answer to one request, or what is sent unasked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Response {
-    /// The request's id.
+    /// The request's id; [`RequestId::PUSHED`] if, and only if, the body is [`Reply::Pushed`].
     pub id: RequestId,
     /// What came of it.
     pub body: Result<Reply, AgentError>,
@@ -30,6 +31,16 @@ pub enum Reply {
     Memory(MemoryState),
     /// To `Report`.
     Report(Report),
+    /// To `Watch`: the triggers that are set. The guest's kernel may take other windows only; then the stall is the same
+    /// share of its window as was asked for.
+    Watching {
+        /// For CPUs; `None` if it was not asked for, or the kernel does not take it.
+        cpu: Option<Trigger>,
+        /// For memory.
+        memory: Option<Trigger>,
+    },
+    /// To nothing: a trigger has fired.
+    Pushed(Pushed),
 }
 
 /// Why an agent did not do what was asked, at all.
@@ -50,7 +61,7 @@ pub enum AgentError {
     /// The request makes no sense to this agent.
     #[error("the agent does not accept the request: {0}")]
     BadRequest(String),
-    /// The guest cannot do this (no cgroup v2, no such node).
+    /// The guest cannot do this (no cgroup v2, no such node, no pressure stall information).
     #[error("the guest cannot do this: {0}")]
     Unsupported(String),
     /// It was tried and failed as a whole.

@@ -9,7 +9,7 @@ pub(crate) struct Request {
     pub(crate) generation: u64,
     #[prost(uint32, tag = "3")]
     pub(crate) deadline_ms: u32,
-    #[prost(oneof = "RequestBody", tags = "10, 11, 12, 13, 14")]
+    #[prost(oneof = "RequestBody", tags = "10, 11, 12, 13, 14, 15")]
     pub(crate) body: Option<RequestBody>,
 }
 
@@ -25,6 +25,8 @@ pub(crate) enum RequestBody {
     ConfirmMemory(NodeAmount),
     #[prost(message, tag = "14")]
     Report(Nothing),
+    #[prost(message, tag = "15")]
+    Watch(Triggers),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -68,12 +70,28 @@ pub(crate) struct NodeAmount {
     pub(crate) bytes: u64,
 }
 
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Triggers {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) cpu: Option<Trigger>,
+    #[prost(message, optional, tag = "2")]
+    pub(crate) memory: Option<Trigger>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Trigger {
+    #[prost(uint64, tag = "1")]
+    pub(crate) stall_us: u64,
+    #[prost(uint64, tag = "2")]
+    pub(crate) window_us: u64,
+}
+
 /// What the agent sends.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct Response {
     #[prost(uint64, tag = "1")]
     pub(crate) id: u64,
-    #[prost(oneof = "ResponseBody", tags = "10, 11, 12, 13, 14, 15")]
+    #[prost(oneof = "ResponseBody", tags = "10, 11, 12, 13, 14, 15, 16, 17")]
     pub(crate) body: Option<ResponseBody>,
 }
 
@@ -91,6 +109,17 @@ pub(crate) enum ResponseBody {
     Report(Report),
     #[prost(message, tag = "15")]
     Error(Error),
+    #[prost(message, tag = "16")]
+    Watching(Triggers),
+    #[prost(message, tag = "17")]
+    Pushed(Pushed),
+}
+
+/// The id of a message alone: all else is passed over.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Envelope {
+    #[prost(uint64, tag = "1")]
+    pub(crate) id: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
@@ -354,6 +383,28 @@ pub(crate) struct NodeReport {
     pub(crate) blocks_online: u64,
     #[prost(uint64, tag = "11")]
     pub(crate) blocks_offline: u64,
+    #[prost(uint64, optional, tag = "12")]
+    pub(crate) refaults: Option<u64>,
+    #[prost(uint64, optional, tag = "13")]
+    pub(crate) active_file: Option<u64>,
+    #[prost(uint64, optional, tag = "14")]
+    pub(crate) shmem: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub(crate) enum Resource {
+    Unknown = 0,
+    Cpu = 1,
+    Memory = 2,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Pushed {
+    #[prost(enumeration = "Resource", tag = "1")]
+    pub(crate) resource: i32,
+    #[prost(message, optional, tag = "2")]
+    pub(crate) report: Option<Report>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

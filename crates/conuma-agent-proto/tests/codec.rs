@@ -32,6 +32,15 @@ fn versions() -> impl Strategy<Value = Versions> {
     (0u32..9, 0u32..9).prop_map(|(a, b)| Versions { min: a.min(b), max: a.max(b) })
 }
 
+fn trigger() -> impl Strategy<Value = Option<Trigger>> {
+    let (shortest, longest) = (MIN_WINDOW.as_micros() as u64, MAX_WINDOW.as_micros() as u64);
+    let trigger = (shortest..=longest, any::<prop::sample::Index>()).prop_map(|(window, stall)| Trigger {
+        stall: Duration::from_micros(1 + stall.index(window as usize) as u64),
+        window: Duration::from_micros(window),
+    });
+    proptest::option::of(trigger)
+}
+
 fn requests() -> impl Strategy<Value = Request> {
     let body = prop_oneof![
         (versions(), text())
@@ -40,8 +49,9 @@ fn requests() -> impl Strategy<Value = Request> {
         (node(), bytes()).prop_map(|(node, bytes)| RequestBody::PrepareMemory { node, bytes }),
         (node(), bytes()).prop_map(|(node, at_least)| RequestBody::ConfirmMemory { node, at_least }),
         Just(RequestBody::Report),
+        (trigger(), trigger()).prop_map(|(cpu, memory)| RequestBody::Watch { cpu, memory }),
     ];
-    (any::<u64>(), any::<u64>(), any::<u32>(), body).prop_map(|(id, generation, deadline, body)| Request {
+    (0..RequestId::PUSHED.0, any::<u64>(), any::<u32>(), body).prop_map(|(id, generation, deadline, body)| Request {
         id: RequestId(id),
         generation: Generation(generation),
         deadline: Duration::from_millis(deadline.into()),
@@ -131,7 +141,8 @@ fn reports() -> impl Strategy<Value = Report> {
             waited: queue.map(|n| Duration::from_micros(n.into())),
         },
     );
-    let memory = (node(), any::<[u64; 10]>()).prop_map(|(node, n)| NodeReport {
+    let newer = any::<(Option<u64>, Option<u64>, Option<u64>)>();
+    let memory = (node(), any::<[u64; 10]>(), newer).prop_map(|(node, n, newer)| NodeReport {
         node,
         total: Bytes(n[0]),
         free: Bytes(n[1]),
@@ -143,6 +154,9 @@ fn reports() -> impl Strategy<Value = Report> {
         huge_free: Bytes(n[7]),
         blocks_online: Bytes(n[8]),
         blocks_offline: Bytes(n[9]),
+        refaults: newer.0,
+        active_file: newer.1.map(Bytes),
+        shmem: newer.2.map(Bytes),
     });
     let line = || {
         (0u32..=10_000, 0u32..=10_000, micros()).prop_map(|(avg10, avg60, total)| PressureLine { avg10, avg60, total })
@@ -193,6 +207,7 @@ fn responses() -> impl Strategy<Value = Response> {
         prepared.prop_map(Reply::Prepared),
         memory.prop_map(Reply::Memory),
         reports().prop_map(Reply::Report),
+        (trigger(), trigger()).prop_map(|(cpu, memory)| Reply::Watching { cpu, memory }),
     ];
     let error = prop_oneof![
         versions().prop_map(AgentError::Version),
@@ -203,7 +218,14 @@ fn responses() -> impl Strategy<Value = Response> {
         text().prop_map(AgentError::Failed),
     ];
     let body = prop_oneof![4 => reply.prop_map(Ok), 1 => error.prop_map(Err)];
-    (any::<u64>(), body).prop_map(|(id, body)| Response { id: RequestId(id), body })
+    let answer = (0..RequestId::PUSHED.0, body).prop_map(|(id, body)| Response { id: RequestId(id), body });
+    let pushed = (prop::sample::select(vec![Resource::Cpu, Resource::Memory]), reports())
+        .prop_map(|(resource, report)| push(Pushed { resource, report }));
+    prop_oneof![4 => answer, 1 => pushed]
+}
+
+fn push(pushed: Pushed) -> Response {
+    Response { id: RequestId::PUSHED, body: Ok(Reply::Pushed(pushed)) }
 }
 
 proptest! {
@@ -214,13 +236,16 @@ proptest! {
 
     #[test]
     fn a_response_comes_back_as_it_was(response in responses()) {
-        prop_assert_eq!(decode_response(&encode_response(&response)), Ok(response));
+        let bytes = encode_response(&response);
+        prop_assert_eq!(is_pushed(&bytes), matches!(response.body, Ok(Reply::Pushed(_))));
+        prop_assert_eq!(decode_response(&bytes), Ok(response));
     }
 
     #[test]
     fn arbitrary_bytes_never_panic(bytes in vec(any::<u8>(), 0..400)) {
         let _ = decode_request(&bytes);
         let _ = decode_response(&bytes);
+        let _ = is_pushed(&bytes);
     }
 
     /// Nearer to real messages than arbitrary bytes, so it reaches deeper.
@@ -296,7 +321,7 @@ fn limits_hold_on_both_sides() {
         waited: Some(Duration::from_secs(40_000_000)),
     };
     let largest = Report { cpus: (0..MAX_CPUS as u32).map(cpu).collect(), ..Report::default() };
-    let frame = encode_response(&Response { id: RequestId(1), body: Ok(Reply::Report(largest)) });
+    let frame = encode_response(&push(Pushed { resource: Resource::Memory, report: largest }));
     assert!(frame.len() <= MAX_FRAME, "the largest report has {} bytes", frame.len());
 }
 
@@ -320,6 +345,82 @@ fn version_1_bytes() {
     };
     let expected = [8, 7, 16, 172, 2, 24, 244, 3, 90, 8, 10, 6, 10, 4, 0, 3, 8, 8];
     assert_eq!(encode_request(&request), expected);
+    let trigger =
+        |stall, window| Some(Trigger { stall: Duration::from_micros(stall), window: Duration::from_micros(window) });
+    let body = RequestBody::Watch { cpu: trigger(3, 500_000), memory: trigger(4, 500_001) };
+    let request = Request { generation: Generation(0), deadline: Duration::ZERO, body, ..request };
+    let expected = [8, 7, 122, 16, 10, 6, 8, 3, 16, 160, 194, 30, 18, 6, 8, 4, 16, 161, 194, 30];
+    assert_eq!(encode_request(&request), expected);
+}
+
+#[test]
+fn only_what_is_sent_unasked_bears_the_id_kept_for_it() {
+    let id = RequestId::PUSHED;
+    let request = Request { id, generation: Generation(0), deadline: Duration::ZERO, body: RequestBody::Report };
+    let reserved = "kept for what is sent unasked";
+    let refused = decode_request(&encode_request(&request));
+    assert_eq!(refused, Err(DecodeError::OutOfBounds { what: "the request's id", why: reserved }));
+    assert_eq!(request_id(&encode_request(&request)), Some(id), "it can be refused");
+
+    let answer = Response { id, body: Ok(Reply::Report(Report::default())) };
+    let unlike = |response: &Response| {
+        let refused = decode_response(&encode_response(response));
+        assert!(matches!(refused, Err(DecodeError::OutOfBounds { what: "the answer's id", .. })), "{refused:?}");
+    };
+    unlike(&answer);
+    unlike(&Response { body: Err(AgentError::Failed(String::new())), ..answer });
+    unlike(&Response { id: RequestId(1), ..push(Pushed { resource: Resource::Cpu, report: Report::default() }) });
+}
+
+#[test]
+fn a_push_names_its_resource_and_has_a_report() {
+    // The reserved id, and body 17 of these bytes.
+    let pushed = |body: &[u8]| {
+        let id = [8, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1];
+        let bytes = [&id[..], &[0x8a, 1, body.len() as u8], body].concat();
+        assert!(is_pushed(&bytes));
+        decode_response(&bytes)
+    };
+    assert_eq!(pushed(&[8, 1, 18, 0]), Ok(push(Pushed { resource: Resource::Cpu, report: Report::default() })));
+    assert_eq!(pushed(&[18, 0]), Err(DecodeError::Missing("the pressed resource")));
+    assert_eq!(pushed(&[8, 9, 18, 0]), Err(DecodeError::Missing("the pressed resource")));
+    assert_eq!(pushed(&[8, 2]), Err(DecodeError::Missing("the pushed report")));
+}
+
+#[test]
+fn a_trigger_is_within_bounds() {
+    let check = |stall: u64, window: u64, expected: Result<(), &'static str>| {
+        let trigger = Trigger { stall: Duration::from_micros(stall), window: Duration::from_micros(window) };
+        let body = RequestBody::Watch { cpu: None, memory: Some(trigger) };
+        let request = Request { id: RequestId(1), generation: Generation(0), deadline: Duration::ZERO, body };
+        let expected = match expected {
+            Ok(()) => Ok(request.clone()),
+            Err(why) => Err(DecodeError::OutOfBounds { what: "a trigger", why }),
+        };
+        assert_eq!(decode_request(&encode_request(&request)), expected, "{stall} in {window} us");
+    };
+    const WINDOW: &str = "window too short or too long";
+    const STALL: &str = "no stall, or one that is longer than its window";
+    check(1, 500_000, Ok(()));
+    check(10_000_000, 10_000_000, Ok(()));
+    check(1, 499_999, Err(WINDOW));
+    check(1, 10_000_001, Err(WINDOW));
+    check(1, u64::MAX, Err(WINDOW));
+    check(0, 1_000_000, Err(STALL));
+    check(1_000_001, 1_000_000, Err(STALL));
+    check(u64::MAX, 1_000_000, Err(STALL));
+}
+
+/// An agent of before pushes sees a request without a body and refuses it; a node of its reports lacks what came later.
+#[test]
+fn older_peers_are_understood() {
+    // Id 7, and body 15, which it does not know: as 99 is to this version.
+    assert_eq!(decode_request(&[8, 7, 0x9a, 6, 0]), Err(DecodeError::Missing("the request's body")));
+    // Id 1, and a report of node 3, which has 5 bytes.
+    let report = decode_response(&[8, 1, 0x72, 6, 0x1a, 4, 8, 3, 16, 5]).unwrap();
+    let Ok(Reply::Report(Report { nodes, .. })) = report.body else { panic!("{report:?}") };
+    assert_eq!((nodes[0].node, nodes[0].total), (GuestNodeId(3), Bytes(5)));
+    assert_eq!((nodes[0].refaults, nodes[0].active_file, nodes[0].shmem), (None, None, None));
 }
 
 #[test]

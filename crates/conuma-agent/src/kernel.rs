@@ -3,9 +3,11 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use conuma_linux::procfs::{Pid, Tid};
+use conuma_agent_proto::{Resource, Trigger};
+use conuma_linux::procfs::{self, Pid, ProcError, ProcFs, Tid};
 use conuma_linux::{read_text, sys};
 use conuma_topology::{GuestCpuSet, GuestNodeId, Id, IdSet};
 
@@ -31,6 +33,10 @@ pub trait Kernel: Send + Sync {
 
     /// Whether a process has memory of its own, as users' have and kernel threads have not.
     fn has_memory(&self, pid: Pid) -> io::Result<bool>;
+
+    /// Sets a trigger of pressure: what comes back is ready for `POLLPRI` when it fires, and ends the trigger when it is
+    /// closed.
+    fn pressure_trigger(&self, resource: Resource, trigger: Trigger) -> Result<OwnedFd, ProcError>;
 
     /// A file's text without surrounding white space.
     fn read(&self, path: &str) -> io::Result<String> {
@@ -121,5 +127,13 @@ impl Kernel for Linux {
 
     fn has_memory(&self, pid: Pid) -> io::Result<bool> {
         sys::has_memory(pid)
+    }
+
+    fn pressure_trigger(&self, resource: Resource, trigger: Trigger) -> Result<OwnedFd, ProcError> {
+        let resource = match resource {
+            Resource::Cpu => procfs::Resource::Cpu,
+            Resource::Memory => procfs::Resource::Memory,
+        };
+        ProcFs::new(&self.root).pressure_trigger(resource, trigger.stall, trigger.window)
     }
 }

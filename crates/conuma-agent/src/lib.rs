@@ -19,7 +19,8 @@
 //!
 //! Parts: [`wish`] and [`state`] are pure; [`cgroups`], [`tasks`], [`interrupts`] and [`memory`]
 //! each know one kernel interface below a root directory; [`holding`] puts the first three
-//! together; [`facts`] and [`report`] only read; [`serve`], [`listen`] and [`watch`] are the edges.
+//! together; [`facts`] and [`report`] only read; [`triggers`] wait for pressure; [`serve`], [`listen`] and [`watch`] are
+//! the edges.
 
 pub mod args;
 pub mod cgroups;
@@ -34,5 +35,6 @@ pub mod report;
 pub mod serve;
 pub mod state;
 pub mod tasks;
+pub mod triggers;
 pub mod watch;
 pub mod wish;

@@ -1,4 +1,4 @@
-//! Load and memory, read when the host asks.
+//! Load and memory, read when the host asks or a trigger of pressure has fired.
 
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
@@ -68,13 +68,14 @@ impl Reporter {
     ) -> NodeReport {
         let info = proc.node_meminfo(node.0).unwrap_or_default();
         let (total, free, file) = (info.bytes("MemTotal"), info.bytes("MemFree"), info.bytes("FilePages"));
+        let shmem = info.bytes("Shmem");
         let (huge_total, huge_free) = memory::huge_pages(kernel, node);
         let Layout { blocks, movable } = self.layout(kernel, proc, node, total, zones);
         NodeReport {
             node,
             total,
             free,
-            available: free + file.saturating_sub(info.bytes("Shmem")) + info.bytes("SReclaimable"),
+            available: free + file.saturating_sub(shmem) + info.bytes("SReclaimable"),
             file,
             anonymous: info.bytes("AnonPages"),
             movable: memory::pages(movable),
@@ -82,6 +83,9 @@ impl Reporter {
             huge_free,
             blocks_online: blocks.online,
             blocks_offline: blocks.offline,
+            refaults: proc.node_refaults(node.0).ok().flatten(),
+            active_file: Some(info.bytes("Active(file)")),
+            shmem: Some(shmem),
         }
     }
 

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use bytes::Bytes;
 use conuma_agent_proto::{
-    AgentError, MAX_FRAME, Refusal, Reply, Request, RequestBody, RequestId, Response, VERSIONS, decode_request,
-    encode_response, request_id,
+    AgentError, MAX_FRAME, Pushed, Refusal, Reply, Report, Request, RequestBody, RequestId, Resource, Response,
+    VERSIONS, decode_request, encode_response, request_id,
 };
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -20,6 +20,7 @@ use tokio_util::codec::{Framed, LengthDelimitedCodec};
 use crate::holding::{Depth, Holder};
 use crate::kernel::Kernel;
 use crate::report::Reporter;
+use crate::triggers::Triggers;
 use crate::{error, facts, memory, warn};
 
 /// Most requests about memory at a time on a connection; these may take long.
@@ -104,12 +105,26 @@ impl Agent {
                 let outcome = self.holder.borrow_mut().apply(request.generation, cpus, deadline);
                 Some(outcome.map(Reply::Holding))
             }
-            RequestBody::Report => {
-                let report = self.reporter.borrow_mut().report(&*self.kernel);
-                Some(report.map(Reply::Report).map_err(|error| AgentError::Failed(error.to_string())))
-            }
+            RequestBody::Report => Some(self.report().map(Reply::Report)),
             RequestBody::PrepareMemory { .. } => self.holder.borrow_mut().fence(request.generation).err().map(Err),
-            RequestBody::ConfirmMemory { .. } => None,
+            RequestBody::ConfirmMemory { .. } | RequestBody::Watch { .. } => None,
+        }
+    }
+
+    fn report(&self) -> Result<Report, AgentError> {
+        self.reporter.borrow_mut().report(&*self.kernel).map_err(|error| AgentError::Failed(error.to_string()))
+    }
+
+    /// What is sent when a trigger has fired; nothing, if there is nothing to tell.
+    fn pushed(&self, resource: Resource) -> Option<Response> {
+        match self.report() {
+            Ok(report) => {
+                Some(Response { id: RequestId::PUSHED, body: Ok(Reply::Pushed(Pushed { resource, report })) })
+            }
+            Err(error) => {
+                error!("the host is not told of pressure: {error}");
+                None
+            }
         }
     }
 
@@ -131,12 +146,22 @@ impl Agent {
             RequestBody::ConfirmMemory { node, at_least } => {
                 memory::confirm(&*self.kernel, node, at_least, stop).await.map(Reply::Memory)
             }
-            RequestBody::Hello(_) | RequestBody::ApplyHolding { .. } | RequestBody::Report => {
-                Err(AgentError::Failed("this request is answered at once".into()))
-            }
+            RequestBody::Hello(_)
+            | RequestBody::ApplyHolding { .. }
+            | RequestBody::Report
+            | RequestBody::Watch { .. } => Err(AgentError::Failed("this request is answered at once".into())),
         };
         Response { id: request.id, body }
     }
+}
+
+/// What a conversation has come to.
+#[derive(Default)]
+struct Talk {
+    greeted: bool,
+    /// Requests under way that take their time.
+    slow: JoinSet<Response>,
+    triggers: Triggers,
 }
 
 /// Talks with a host until it hangs up or breaks the protocol.
@@ -152,20 +177,23 @@ async fn answer_all<S: AsyncRead + AsyncWrite + Unpin>(
     agent: &Rc<Agent>,
     frames: &mut Framed<S, LengthDelimitedCodec>,
 ) -> anyhow::Result<()> {
-    let mut slow: JoinSet<Response> = JoinSet::new();
-    let mut greeted = false;
+    let mut talk = Talk::default();
     loop {
         let response = tokio::select! {
             frame = frames.next() => {
                 let Some(frame) = frame else { return Ok(()) };
                 let frame = frame.context("reading a request")?;
                 let received = Instant::now();
-                match take(agent, &frame, received, &mut greeted, &mut slow)? {
+                match take(agent, &frame, received, &mut talk)? {
                     Some(response) => response,
                     None => continue,
                 }
             }
-            Some(done) = slow.join_next() => done.context("a request about memory ended early")?,
+            Some(done) = talk.slow.join_next() => done.context("a request about memory ended early")?,
+            resource = talk.triggers.fired() => match agent.pushed(resource) {
+                Some(pushed) => pushed,
+                None => continue,
+            },
             () = agent.unfinished() => {
                 agent.finish();
                 continue;
@@ -176,13 +204,7 @@ async fn answer_all<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 /// Handles one frame; the answer, if there is one already.
-fn take(
-    agent: &Rc<Agent>,
-    frame: &[u8],
-    received: Instant,
-    greeted: &mut bool,
-    slow: &mut JoinSet<Response>,
-) -> anyhow::Result<Option<Response>> {
+fn take(agent: &Rc<Agent>, frame: &[u8], received: Instant, talk: &mut Talk) -> anyhow::Result<Option<Response>> {
     let refuse = |id: RequestId, why: String| Ok(Some(Response { id, body: Err(AgentError::BadRequest(why)) }));
     let mut request = match decode_request(frame) {
         Ok(request) => request,
@@ -194,16 +216,20 @@ fn take(
     };
     // Nothing sensible takes longer, and times far ahead cannot be added up.
     request.deadline = request.deadline.min(Duration::from_secs(3600));
-    if !*greeted && !matches!(request.body, RequestBody::Hello(_)) {
+    if !talk.greeted && !matches!(request.body, RequestBody::Hello(_)) {
         return refuse(request.id, "the first request must be a greeting".into());
     }
-    if let Some(body) = agent.answer(&request, received) {
-        *greeted |= matches!(body, Ok(Reply::Hello(_)));
+    if let RequestBody::Watch { cpu, memory } = request.body {
+        let body = talk.triggers.arm(&*agent.kernel, cpu, memory);
         return Ok(Some(Response { id: request.id, body }));
     }
-    if slow.len() >= MAX_SLOW {
+    if let Some(body) = agent.answer(&request, received) {
+        talk.greeted |= matches!(body, Ok(Reply::Hello(_)));
+        return Ok(Some(Response { id: request.id, body }));
+    }
+    if talk.slow.len() >= MAX_SLOW {
         return refuse(request.id, format!("{MAX_SLOW} requests about memory are under way"));
     }
-    slow.spawn_local(Rc::clone(agent).answer_slowly(request, received));
+    talk.slow.spawn_local(Rc::clone(agent).answer_slowly(request, received));
     Ok(None)
 }

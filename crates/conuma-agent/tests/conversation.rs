@@ -2,81 +2,16 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 mod fake;
+mod host;
 
-use std::fs;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes as Buffer;
-use conuma_agent::serve::{Agent, converse};
 use conuma_agent_proto::*;
 use conuma_topology::{Bytes, GuestNodeId};
-use fake::{guest, set};
-use futures_util::{SinkExt as _, StreamExt as _};
-use tokio::net::UnixStream;
-use tokio::task::{LocalSet, spawn_local};
-use tokio::time::timeout;
-use tokio_util::codec::{Framed, LengthDelimitedCodec};
-
-const BUDGET: Duration = Duration::from_secs(20);
-
-/// A host that asks one thing after the other.
-struct Host {
-    frames: Framed<UnixStream, LengthDelimitedCodec>,
-    next: u64,
-}
-
-impl Host {
-    fn new(stream: UnixStream) -> Self {
-        let codec = LengthDelimitedCodec::builder().max_frame_length(MAX_FRAME).new_codec();
-        Self { frames: Framed::new(stream, codec), next: 1 }
-    }
-
-    async fn send(&mut self, generation: u64, deadline: Duration, body: RequestBody) -> RequestId {
-        let id = RequestId(self.next);
-        self.next += 1;
-        let request = Request { id, generation: Generation(generation), deadline, body };
-        self.frames.send(Buffer::from(encode_request(&request))).await.unwrap();
-        id
-    }
-
-    /// `None`: the agent has hung up.
-    async fn receive(&mut self) -> Option<Response> {
-        let frame = timeout(BUDGET, self.frames.next()).await.expect("an answer in time")?.ok()?;
-        Some(decode_response(&frame).unwrap())
-    }
-
-    async fn ask(&mut self, generation: u64, body: RequestBody) -> Result<Reply, AgentError> {
-        let id = self.send(generation, BUDGET, body).await;
-        let response = self.receive().await.expect("the agent is there");
-        assert_eq!(response.id, id);
-        response.body
-    }
-
-    async fn greet(&mut self) -> GuestFacts {
-        let hello = Hello { versions: VERSIONS, daemon_version: "test".into() };
-        match self.ask(0, RequestBody::Hello(hello)).await {
-            Ok(Reply::Hello(facts)) => facts,
-            other => panic!("{other:?}"),
-        }
-    }
-}
-
-/// Runs a test against an agent on a fake kernel.
-async fn with_agent<F: Future<Output = ()>>(test: impl FnOnce(Host, std::sync::Arc<fake::FakeGuest>) -> F) {
-    let guest = guest("6.12.95");
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::start(guest.clone(), dir.path(), false).unwrap());
-    let (ours, theirs) = UnixStream::pair().unwrap();
-    let talk = async {
-        let conversation = spawn_local(converse(agent, theirs));
-        test(Host::new(ours), guest).await;
-        conversation.abort();
-    };
-    LocalSet::new().run_until(talk).await;
-}
+use fake::set;
+use futures_util::SinkExt as _;
+use host::{BUDGET, Program, with_agent};
 
 #[tokio::test]
 async fn a_whole_lending_as_the_host_sees_it() {
@@ -178,64 +113,6 @@ async fn unknown_requests_are_refused_and_rubbish_ends_the_conversation() {
         assert_eq!(host.receive().await, None);
     })
     .await;
-}
-
-/// The program on a fake root. No holding is applied here: system calls are real ones.
-struct Program {
-    child: Child,
-    dir: tempfile::TempDir,
-    _guest: std::sync::Arc<fake::FakeGuest>,
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-}
-
-impl Program {
-    fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let guest = guest("6.12.95");
-        let child = Command::new(env!("CARGO_BIN_EXE_conuma-agent"))
-            .arg(format!("--listen=unix:{}", dir.path().join("socket").display()))
-            .arg("--root")
-            .arg(guest.path())
-            .arg("--run")
-            .arg(dir.path())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        Self { child, dir, _guest: guest }
-    }
-
-    async fn connect(&self) -> Host {
-        let socket = self.dir.path().join("socket");
-        let last = Instant::now() + BUDGET;
-        loop {
-            match UnixStream::connect(&socket).await {
-                Ok(stream) => return Host::new(stream),
-                Err(error) if Instant::now() > last => panic!("{}: {error}", socket.display()),
-                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
-            }
-        }
-    }
-
-    fn proc(&self, file: &str) -> String {
-        fs::read_to_string(Path::new("/proc").join(self.child.id().to_string()).join(file)).unwrap()
-    }
-
-    fn resident_kib(&self) -> u64 {
-        let status = self.proc("status");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        line.trim().split(' ').next().unwrap().parse().unwrap()
-    }
-
-    /// Times the program was put on a CPU.
-    fn wakeups(&self) -> u64 {
-        self.proc("schedstat").split_whitespace().nth(2).unwrap().parse().unwrap()
-    }
 }
 
 #[tokio::test]

@@ -17,8 +17,10 @@ use tokio::net::UnixStream;
 use crate::path::Paths;
 use crate::sse::{Frame, FrameReader};
 use crate::types::{
-    CheckReport, Code, Event, EventKind, HostInfo, LedgerInfo, Plan, Problem, ReleaseAnswer, StartAnswer, StartPlan,
-    StartQuery, StopQuery, Transfer, TransferAnswer, TransferOrder, TransferRequest, VmDetail, VmSummary,
+    CheckReport, Code, DecisionInfo, DecisionSummary, Event, EventKind, HistoryQuery, HostInfo, LedgerInfo, ModeOrder,
+    PinAnswer, PinOrder, Plan, PolicyApplied, PolicyCheck, PolicyInfo, PolicyMode, PolicyText, Problem, ReleaseAnswer,
+    StartAnswer, StartPlan, StartQuery, StopQuery, Transfer, TransferAnswer, TransferOrder, TransferRequest, VmDetail,
+    VmSummary, VmWhy,
 };
 
 /// Largest answer that a client reads, in bytes: a machine of thousands of CPUs fits.
@@ -161,7 +163,16 @@ impl Client {
 
     /// Moves cores and memory; returns as soon as the transfer is accepted.
     pub async fn transfer(&self, request: TransferRequest) -> Result<Transfer, ClientError> {
-        match self.post_transfer(TransferOrder { request, preview: false }).await? {
+        self.transfer_pinned(request, None).await
+    }
+
+    /// The same; the policy leaves its VMs as they are then for so many milliseconds (see [`TransferOrder::pin_for_ms`]).
+    pub async fn transfer_pinned(
+        &self,
+        request: TransferRequest,
+        pin_for_ms: Option<u64>,
+    ) -> Result<Transfer, ClientError> {
+        match self.post_transfer(TransferOrder { request, preview: false, pin_for_ms }).await? {
             TransferAnswer::Transfer(transfer) => Ok(*transfer),
             TransferAnswer::Plan(_) => Err(unexpected("a transfer", "it is a preview")),
         }
@@ -169,7 +180,7 @@ impl Client {
 
     /// What would move.
     pub async fn preview_transfer(&self, request: TransferRequest) -> Result<Plan, ClientError> {
-        match self.post_transfer(TransferOrder { request, preview: true }).await? {
+        match self.post_transfer(TransferOrder { request, preview: true, pin_for_ms: None }).await? {
             TransferAnswer::Plan(plan) => Ok(plan),
             TransferAnswer::Transfer(_) => Err(unexpected("a preview", "the transfer was begun")),
         }
@@ -183,6 +194,64 @@ impl Client {
     /// One transfer.
     pub async fn transfer_by_id(&self, id: u64) -> Result<Transfer, ClientError> {
         self.get(&Paths::transfer(id)).await
+    }
+
+    /// The policy in force, its mode and pins.
+    pub async fn policy(&self) -> Result<PolicyInfo, ClientError> {
+        self.get(Paths::POLICY).await
+    }
+
+    /// Whether a policy could be applied, and what it would change. Changes nothing: viewers may.
+    pub async fn check_policy(&self, text: PolicyText) -> Result<PolicyCheck, ClientError> {
+        self.post(Paths::POLICY_CHECK, &text).await
+    }
+
+    /// Applies a policy; if it cannot be applied, the one before stays in force.
+    pub async fn apply_policy(&self, text: PolicyText) -> Result<PolicyApplied, ClientError> {
+        self.post(Paths::POLICY, &text).await
+    }
+
+    /// From now on decisions are made (or not) and carried out (or not).
+    pub async fn set_policy_mode(&self, mode: PolicyMode) -> Result<PolicyInfo, ClientError> {
+        self.put(Paths::POLICY_MODE, &ModeOrder { mode }).await
+    }
+
+    /// What would be decided now, in any mode.
+    pub async fn plan_rebalance(&self) -> Result<DecisionInfo, ClientError> {
+        self.get(Paths::PLAN_REBALANCE).await
+    }
+
+    /// Decides now and carries that out once, in any mode. Returns when its transfers have begun.
+    pub async fn rebalance(&self) -> Result<DecisionInfo, ClientError> {
+        self.post(Paths::REBALANCE, &serde_json::json!({})).await
+    }
+
+    /// Why a VM holds what it holds.
+    pub async fn why(&self, name: &VmName) -> Result<VmWhy, ClientError> {
+        self.get(&Paths::why(name)).await
+    }
+
+    /// The policy leaves a VM as it is.
+    pub async fn pin(&self, name: &VmName, order: PinOrder) -> Result<PinAnswer, ClientError> {
+        self.put(&Paths::pin(name), &order).await
+    }
+
+    /// The policy may move a VM's cores and memory again.
+    pub async fn unpin(&self, name: &VmName) -> Result<PinAnswer, ClientError> {
+        let path = Paths::pin(name);
+        let what = format!("DELETE {path}");
+        let response = self.send(Method::DELETE, &path, "application/json", Payload::new()).await?;
+        decode(&what, &accepted(&what, response).await?)
+    }
+
+    /// The decisions that were made, newest first.
+    pub async fn history(&self, query: &HistoryQuery) -> Result<Vec<DecisionSummary>, ClientError> {
+        self.get(&Paths::history(query)).await
+    }
+
+    /// One decision, with its inputs and what came of it.
+    pub async fn decision(&self, id: u64) -> Result<DecisionInfo, ClientError> {
+        self.get(&Paths::decision(id)).await
     }
 
     /// The description of the API (OpenAPI).
@@ -223,9 +292,22 @@ impl Client {
     }
 
     async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
-        let what = format!("POST {path}");
+        self.write(Method::POST, path, body).await
+    }
+
+    async fn put<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
+        self.write(Method::PUT, path, body).await
+    }
+
+    async fn write<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        let what = format!("{method} {path}");
         let body = serde_json::to_vec(body).map_err(|e| unexpected(&what, e))?;
-        let response = self.send(Method::POST, path, "application/json", body.into()).await?;
+        let response = self.send(method, path, "application/json", body.into()).await?;
         decode(&what, &accepted(&what, response).await?)
     }
 
@@ -237,9 +319,10 @@ impl Client {
         body: Payload,
     ) -> Result<Response<Incoming>, ClientError> {
         let what = format!("{method} {path}");
+        let looks = method == Method::GET || path == Paths::POLICY_CHECK;
         let stream = match UnixStream::connect(&self.socket).await {
             // Whoever may only look has a socket beside the other.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && method == Method::GET => {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && looks => {
                 UnixStream::connect(self.socket.with_file_name(VIEWERS)).await.map_err(|_| error)
             }
             stream => stream,

@@ -34,7 +34,7 @@ use crate::propose::{Books, plan, plan_start};
 use crate::report::{Notice, Reason, Report, Stage};
 use crate::timing::Timing;
 use crate::transfer::{Knobs, Leg, Step, Transfer, knobs_of_request, vm_of};
-use crate::vm::{Life, VmSpec, VmView};
+use crate::vm::{Life, Turning, VmSpec, VmView};
 use crate::{leg, report::Verdict};
 
 /// How many ended transfers are remembered.
@@ -116,6 +116,11 @@ impl State {
         let same_memory = known.memory == found.memory && known.reserve.memory == found.reserve.memory;
         let same_reserve = known.reserve.cpus.difference(offline) == found.reserve.cpus.difference(offline);
         if same_memory && same_reserve && cores(known) == cores(&found) { known.clone() } else { found }
+    }
+
+    /// CPUs of the host that are offline.
+    pub fn offline(&self) -> &CpuSet {
+        &self.offline
     }
 
     /// With the transfers that ended, oldest first.
@@ -284,6 +289,24 @@ impl Engine {
     /// Who holds what.
     pub fn ledger(&self) -> &Ledger {
         &self.state.ledger
+    }
+
+    /// What each holder has once everything under way has left its giver and reached its VM.
+    pub fn expected(&self) -> BTreeMap<Holder, Resources> {
+        self.books().held
+    }
+
+    /// Which knobs of which VMs are being turned by transfers, those that wait counted.
+    pub fn turning(&self) -> BTreeMap<VmName, Turning> {
+        let mut turning: BTreeMap<VmName, Turning> = BTreeMap::new();
+        for (vm, knob) in self.turned_before(None) {
+            let turned = turning.entry(vm).or_default();
+            match knob {
+                Knob::Gates | Knob::Agent => turned.cores = true,
+                Knob::Memory(node) => drop(turned.memory.insert(node)),
+            }
+        }
+        turning
     }
 
     /// Who owes what to whom.

@@ -88,7 +88,7 @@ pub use plan::{CoreChoice, CoreReason, Move, Refusal, Request, TransferPlan, Wit
 pub use recover::VmFound;
 pub use report::{LegReport, Notice, Reason, Remark, Report, Shortfall, Stage, StageTime, Verdict};
 pub use timing::Timing;
-pub use vm::{Life, MemoryDevice, VmSpec, VmView};
+pub use vm::{Life, MemoryDevice, Turning, VmSpec, VmView};
 
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,7 @@
 //! From a request to a plan, without doing anything.
 
+use std::collections::BTreeSet;
+
 use conuma_topology::{Bytes, CpuSet, NodeId, VmName};
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +52,9 @@ pub enum Request {
     Rebalance {
         /// The moves, in an order in which each giver has what it gives.
         moves: Vec<Move>,
+        /// VMs that may fall below their guarantee by it, as they do not need all of it now.
+        #[serde(default)]
+        below: BTreeSet<VmName>,
     },
 }
 

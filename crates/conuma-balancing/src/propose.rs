@@ -64,7 +64,7 @@ pub(crate) fn plan(books: &Books, request: &Request) -> Result<TransferPlan, Ref
             books.running(vm)?;
             draft.set(vm, what)?;
         }
-        Request::Rebalance { moves } => {
+        Request::Rebalance { moves, .. } => {
             for step in moves {
                 draft.movable(step)?;
                 draft.push(&step.from, &step.to, step.what.clone());
@@ -80,6 +80,7 @@ fn excused(request: &Request) -> BTreeSet<VmName> {
         Request::Lend { from: vm, below_guarantee: true, .. } | Request::Set { vm, below_guarantee: true, .. } => {
             BTreeSet::from([vm.clone()])
         }
+        Request::Rebalance { below, .. } => below.clone(),
         _ => BTreeSet::new(),
     }
 }

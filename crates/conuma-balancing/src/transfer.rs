@@ -289,7 +289,7 @@ pub(crate) fn knobs_of_request(request: &Request, engine: &Engine) -> Knobs {
     match request {
         Request::Lend { from, to, what, .. } => &pairs(from, of_demand(what)) | &pairs(to, of_demand(what)),
         Request::Set { vm, what, .. } => pairs(vm, of_demand(what)),
-        Request::Rebalance { moves } => moves
+        Request::Rebalance { moves, .. } => moves
             .iter()
             .flat_map(|step| [(vm_of(&step.from), &step.what), (vm_of(&step.to), &step.what)])
             .flat_map(|(vm, what)| vm.into_iter().flat_map(|vm| pairs(vm, knobs_for(what))))

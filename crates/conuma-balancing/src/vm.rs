@@ -1,6 +1,6 @@
 //! What a VM was promised, and where its knobs stand.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use conuma_topology::{Bytes, CpuSet, NodeId, VmName};
 use serde::{Deserialize, Serialize};
@@ -50,6 +50,15 @@ pub enum Life {
     Starting,
     /// QEMU runs.
     Running,
+}
+
+/// What of a VM transfers are turning.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Turning {
+    /// Its cores.
+    pub cores: bool,
+    /// Its memory on these nodes.
+    pub memory: BTreeSet<NodeId>,
 }
 
 /// What the API shows of a VM.

@@ -8,6 +8,7 @@
 //! Everything here is pure: no I/O, no clock, no environment.
 #![forbid(unsafe_code)]
 
+pub mod form;
 mod plan;
 mod replica;
 mod spec;

@@ -34,7 +34,12 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
 
 /// Whether the daemon does not know what was named.
 pub(crate) fn is_not_found(error: &anyhow::Error) -> bool {
-    client_error(error).and_then(ClientError::problem).is_some_and(|problem| problem.code == Code::NotFound)
+    client_error(error).is_some_and(is_not_found_by)
+}
+
+/// The same of the client's own error.
+pub(crate) fn is_not_found_by(error: &ClientError) -> bool {
+    error.problem().is_some_and(|problem| problem.code == Code::NotFound)
 }
 
 /// The same error with the names that would have been known.

@@ -15,3 +15,6 @@ pub mod style;
 pub mod table;
 
 pub use outcome::Outcome;
+
+/// A policy file with every key explained.
+pub const EXAMPLE_POLICY: &str = include_str!("example.toml");

@@ -11,6 +11,8 @@ pub enum Outcome {
     Partly,
     /// A guest or a rule said no; nothing was done.
     Refused,
+    /// What was to be checked is not valid.
+    Invalid,
 }
 
 impl Outcome {
@@ -23,6 +25,7 @@ impl Outcome {
             Self::Done => 0,
             Self::Partly => 3,
             Self::Refused => 4,
+            Self::Invalid => Self::FAILED,
         }
     }
 

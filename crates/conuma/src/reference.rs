@@ -21,37 +21,48 @@ pub fn markdown() -> String {
         text.push_str(&format!("\n## {group}\n"));
         for name in names {
             if let Some(command) = root.find_subcommand(name) {
-                // Told once, with the program's own help.
-                let mut command = command.clone().mut_args(|arg| {
-                    let everywhere = arg.is_global_set();
-                    arg.hide(everywhere)
-                });
-                text.push_str(&section("###", &format!("conuma {name}"), &mut command));
+                sections(&mut text, "###", &format!("conuma {name}"), command);
             }
         }
     }
     text
 }
 
+/// The help of a command, and of those below it.
+fn sections(text: &mut String, mark: &str, title: &str, command: &Command) {
+    // Told once, with the program's own help.
+    let mut own = command.clone().mut_args(|arg| {
+        let everywhere = arg.is_global_set();
+        arg.hide(everywhere)
+    });
+    text.push_str(&section(mark, title, &mut own));
+    for below in command.get_subcommands() {
+        sections(text, &format!("{mark}#"), &format!("{title} {}", below.get_name()), below);
+    }
+}
+
 /// Writes `conuma.1`, `conuma-lend.1` and so on into `dir`, which must exist; gives their names.
 pub fn man_pages(dir: &Path) -> io::Result<Vec<String>> {
     let root = sized(cli::command());
     let mut written = Vec::new();
-    let mut page = |command: Command, name: String| -> io::Result<()> {
-        let file = format!("{name}.1");
-        let mut text = Vec::new();
-        let source = concat!("conuma ", env!("CARGO_PKG_VERSION"));
-        clap_mangen::Man::new(command).title(name.to_uppercase()).source(source).manual("Conuma").render(&mut text)?;
-        std::fs::write(dir.join(&file), text)?;
-        written.push(file);
-        Ok(())
-    };
-    page(root.clone(), "conuma".into())?;
-    for command in root.get_subcommands() {
-        let name = format!("conuma-{}", command.get_name());
-        page(command.clone(), name)?;
-    }
+    write_pages(root, "conuma", dir, &mut written)?;
     Ok(written)
+}
+
+/// The page of a command, and of those below it.
+fn write_pages(command: Command, name: &str, dir: &Path, written: &mut Vec<String>) -> io::Result<()> {
+    let below: Vec<Command> = command.get_subcommands().cloned().collect();
+    let file = format!("{name}.1");
+    let mut text = Vec::new();
+    let source = concat!("conuma ", env!("CARGO_PKG_VERSION"));
+    clap_mangen::Man::new(command).title(name.to_uppercase()).source(source).manual("Conuma").render(&mut text)?;
+    std::fs::write(dir.join(&file), text)?;
+    written.push(file);
+    for command in below {
+        let name = format!("{name}-{}", command.get_name());
+        write_pages(command, &name, dir, written)?;
+    }
+    Ok(())
 }
 
 /// The completion script of `shell`.

@@ -6,7 +6,10 @@ use std::process::Output;
 use std::sync::Arc;
 use std::time::Duration;
 
-use conuma_api::{EventKind, HostInfo, Transfer, TransferState, VmDetail, VmSummary};
+use conuma_api::{
+    DecisionInfo, DecisionSummary, EventKind, HostInfo, PolicyInfo, PolicyMode, Transfer, TransferState, VmDetail,
+    VmSummary,
+};
 use conuma_balancing::Timing;
 use conuma_binding::{Accel, Reserve};
 use conuma_hypervisor::fake::{FakeHypervisor, Faults};
@@ -51,8 +54,12 @@ impl Lab {
             look: Duration::from_secs(1),
             stray: 50,
             report: Duration::from_secs(5),
+            triggers: conumad::Triggers::default(),
             audit: Duration::from_secs(60),
             step: Duration::from_secs(15),
+            policy: None,
+            balance_tick: Duration::from_secs(1),
+            recall_deadline: Duration::from_secs(1),
         };
         let hypervisor = FakeHypervisor::default();
         let surroundings = Surroundings {
@@ -60,6 +67,7 @@ impl Lab {
             boot_id: "a boot".into(),
             hypervisor: Arc::new(hypervisor.clone()),
             online: dir.path().join("online"),
+            proc: conuma_linux::procfs::ProcFs::new(dir.path()),
         };
         let daemon = Daemon::start(settings.clone(), surroundings).await.expect("a daemon");
         Self { dir, hypervisor, daemon, settings }
@@ -69,15 +77,16 @@ impl Lab {
     async fn with_two_vms() -> Self {
         let lab = Self::new().await;
         for (name, cpus) in [("a", "0-1"), ("b", "4-5")] {
-            lab.vm_file(name, cpus);
+            // The host alone enforces what they hold: an agent that is expected and silent would give no memory.
+            lab.vm_file(name, cpus, "agent = \"none\"\n");
             lab.done(&format!("start {name}.toml --wait boot")).await;
         }
         lab
     }
 
-    fn vm_file(&self, name: &str, cpus: &str) {
+    fn vm_file(&self, name: &str, cpus: &str, more: &str) {
         let text = format!(
-            "name = \"{name}\"\n[guarantee]\ncpus = \"{cpus}\"\nmemory = {{ node0 = \"256M\", node1 = \"256M\" }}\n\
+            "name = \"{name}\"\n{more}[guarantee]\ncpus = \"{cpus}\"\nmemory = {{ node0 = \"256M\", node1 = \"256M\" }}\n\
              [boot]\nmemory_per_node = \"128M\"\nkernel = \"/vmlinuz\"\n"
         );
         std::fs::write(self.dir.path().join(format!("{name}.toml")), text).expect("writing");
@@ -223,7 +232,7 @@ async fn an_amount_without_a_node_comes_from_another_where_one_does_not_do() {
 #[tokio::test(flavor = "multi_thread")]
 async fn waiting_for_an_agent_ends_with_its_budget() {
     let lab = Lab::new().await;
-    lab.vm_file("a", "0-1");
+    lab.vm_file("a", "0-1", "");
     let ran = lab.conuma("start a.toml --deadline 1s").await;
     assert_eq!(ran.code, 1, "{}", ran.err);
     assert!(ran.err.contains("a runs (pid"), "{}", ran.err);
@@ -259,4 +268,105 @@ async fn events_are_followed_until_the_daemon_ends() {
     lab.end().await;
     let status = tokio::time::timeout(BUDGET, child.wait()).await.expect("in time").expect("a status");
     assert!(status.success(), "the end of the stream is no error");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_is_checked_compared_applied_and_shown() {
+    let lab = Lab::with_two_vms().await;
+    let shown = lab.done("policy show").await;
+    assert!(shown.contains("off: nothing moves by itself") && shown.contains("VM file"), "{shown}");
+
+    let text = "mode = \"advise\"\n[vm.b]\nweight = 300\n";
+    std::fs::write(lab.path().join("p.toml"), text).expect("writing");
+    let checked = lab.done("policy check p.toml").await;
+    assert!(checked.contains("ok p.toml is valid") && checked.contains("vm.b.weight = 300"), "{checked}");
+    let diff = lab.done("policy diff p.toml").await;
+    assert!(diff.contains("Would change") && diff.contains("vm.b.weight = 300"), "{diff}");
+    assert_eq!(lab.json::<PolicyInfo>("policy show").await.text, "", "nothing was applied");
+
+    let applied = lab.done("policy apply p.toml").await;
+    assert!(applied.contains("vm.b.weight = 300") && applied.contains("in force; advise"), "{applied}");
+    assert_eq!(lab.done("policy show --text").await, text);
+    let shown = lab.done("policy show").await;
+    assert!(shown.lines().any(|line| line.starts_with("b ") && line.contains("300")), "{shown}");
+    assert!(lab.done("policy diff p.toml").await.contains("nothing changes"));
+
+    std::fs::write(lab.path().join("p.toml"), text.replace("weight", "wieght")).expect("writing");
+    for command in ["diff", "apply"] {
+        let ran = lab.conuma(&format!("policy {command} p.toml")).await;
+        assert_eq!(ran.code, 1, "{}{}", ran.out, ran.err);
+        assert!(ran.err.contains("p.toml:3:1") && ran.err.contains("3 | wieght = 300"), "{}", ran.err);
+        assert_eq!(ran.err.contains("the policy before it stays in force"), command == "apply", "{}", ran.err);
+    }
+    assert_eq!(lab.done("policy show --text").await, text);
+    let both = "mode = \"auto\"\n[vm.a]\nguarantee = { cores = 9 }\n";
+    std::fs::write(lab.path().join("p.toml"), both).expect("writing");
+    let ran = lab.conuma("policy check p.toml").await;
+    assert!(ran.code == 1 && ran.out.contains("cannot be applied on this host"), "{}{}", ran.out, ran.err);
+
+    assert!(lab.done("policy mode off").await.contains("nothing moves by itself"));
+    assert_eq!(lab.json::<PolicyInfo>("policy show").await.mode, PolicyMode::Off);
+    lab.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_people_set_is_pinned_while_a_policy_is_at_work() {
+    let lab = Lab::with_two_vms().await;
+    let ran = lab.conuma("set a --cpus 0-2").await;
+    assert!(ran.code == 0 && !ran.err.contains("pinned"), "the policy is off: {}", ran.err);
+    lab.done("policy mode advise").await;
+    let ran = lab.conuma("set a --cpus 0-1 --for 2h").await;
+    assert!(ran.err.contains("a is pinned for 2 h 0 min: the policy leaves it so"), "{}", ran.err);
+    let ran = lab.conuma("lend --from a --to b --cpus 1 --below-guarantee").await;
+    assert!(ran.err.contains("a and b are pinned until `conuma unpin`"), "{}", ran.err);
+    let ran = lab.conuma("set b --cpus 4-5 --for 0").await;
+    assert!(ran.code == 0 && !ran.err.contains("is pinned"), "{}", ran.err);
+
+    assert!(lab.done("unpin a").await.contains("not pinned any more"));
+    assert!(lab.done("unpin a").await.contains("was not pinned"));
+    assert!(lab.done("pin a --for 2h").await.contains("a is pinned for 2 h 0 min more"));
+    let shown = lab.done("policy show").await;
+    assert!(shown.contains("pinned  a by pin, for 1 h 59 min more") || shown.contains("for 2 h 0 min more"), "{shown}");
+    let unknown = lab.conuma("pin c").await;
+    assert!(unknown.code == 1 && unknown.err.contains("the VMs here are a, b"), "{}", unknown.err);
+    lab.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_policy_would_do_is_told_with_its_reasons() {
+    let lab = Lab::with_two_vms().await;
+    let plan = lab.done("plan rebalance").await;
+    assert!(plan.contains("fair share") && plan.contains("hint: the policy is off"), "{plan}");
+    let plan: DecisionInfo = lab.json("plan rebalance").await;
+    assert_eq!(plan.vms.iter().map(|vm| vm.vm.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+    let why = lab.done("show a --why").await;
+    assert!(why.contains("weight 100, priority normal") && why.contains("pinned     no"), "{why}");
+    assert!(lab.done("history").await.contains("nothing was decided yet"));
+    let unknown = lab.conuma("history 99999").await;
+    assert!(unknown.code == 1 && unknown.err.contains("hint: `conuma history` lists"), "{}", unknown.err);
+    lab.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_vm_is_guaranteed_comes_by_a_rebalance_and_stands_in_the_history() {
+    let lab = Lab::with_two_vms().await;
+    lab.done("set a --cores 1 --below-guarantee --for 0").await;
+    let plan = lab.done("plan rebalance").await;
+    assert!(plan.contains("Would make 1 move") && plan.contains("it needs what it is guaranteed"), "{plan}");
+    assert_eq!(lab.cpus_of("a").await.len(), 1, "a plan moves nothing");
+    let ran = lab.conuma("rebalance").await;
+    assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
+    assert!(ran.out.contains("decision 1: done") && ran.out.contains("all      it needs"), "{}", ran.out);
+    assert_eq!(lab.cpus_of("a").await, "0-1");
+    let again = lab.done("rebalance").await;
+    assert!(again.contains("nothing is to be moved"), "{again}");
+
+    let listed: Vec<DecisionSummary> = lab.json("history --vm a --since 1h --state done").await;
+    assert_eq!(listed.iter().map(|decision| decision.id).collect::<Vec<_>>(), [1]);
+    let told = lab.done("history 1").await;
+    for text in ["decision 1: 1 core from free to a", "manual, in mode off", "1 → 2", "What it was made from"] {
+        assert!(told.contains(text), "no `{text}` in\n{told}");
+    }
+    assert!(lab.done("show a --why").await.contains("last moved by decision 1"));
+    lab.end().await;
 }

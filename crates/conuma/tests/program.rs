@@ -4,6 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use conuma_policy::{Rules, Tuning};
+
 /// A VM file that fits every machine here.
 const VM: &str = "\
 name = \"a\"
@@ -113,9 +115,67 @@ fn what_is_wrong_with_a_vm_file_is_told_with_its_line() {
 }
 
 #[test]
+fn the_example_policy_is_valid_and_has_every_key_as_it_comes() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let example = conuma(dir.path(), "policy example").out;
+    fs::write(dir.path().join("p.toml"), &example).expect("writing");
+    let ran = conuma(dir.path(), "policy check p.toml");
+    assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
+    assert_eq!(ran.out, "ok p.toml is valid\n");
+    assert!(ran.err.contains("cannot reach the daemon"), "{}", ran.err);
+
+    let uncommented: Vec<&str> = example.lines().map(|line| line.strip_prefix("# ").unwrap_or(line)).collect();
+    let tuning = uncommented.iter().filter(|line| line.contains(" = ") && !line.contains('"')).copied();
+    let tuning: Vec<&str> = tuning.take_while(|line| !line.starts_with("weight")).collect();
+    let text = format!("mode = \"off\"\n[tuning]\n{}\n", tuning.join("\n"));
+    let rules = Rules::parse(&text, "p.toml").expect(&text);
+    assert_eq!(rules.tuning, Tuning::default());
+    let keys = serde_json::to_value(Tuning::default()).expect("JSON");
+    let docs = include_str!("../../../docs/policy.md");
+    for (key, value) in keys.as_object().expect("a struct") {
+        assert!(tuning.iter().any(|line| line.starts_with(&format!("{key} = "))), "{key}");
+        let row = format!("| `{key}` | {value} | ");
+        assert!(docs.contains(&row), "docs/policy.md has no row `{row}`");
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_policy_file_is_told_with_its_line() {
+    let dir = tempfile::tempdir().expect("a directory");
+    fs::write(dir.path().join("p.toml"), "mode = \"auto\"\n[vm.db]\nwieght = 3\n").expect("writing");
+    let ran = conuma(dir.path(), "policy check p.toml");
+    assert_eq!(ran.code, 1, "{}{}", ran.out, ran.err);
+    for text in ["p.toml:3:1: ", "wieght", "\n3 | wieght = 3\n  | ^\n", "p.toml has 1 problem"] {
+        assert!(ran.out.contains(text), "no `{text}` in\n{}", ran.out);
+    }
+    let json = conuma(dir.path(), "policy check p.toml --json");
+    let check: conuma_api::PolicyCheck = serde_json::from_str(&json.out).expect("JSON");
+    assert!(json.code == 1 && !check.ok && check.problems[0].line == 3, "{check:?}");
+    check_fails(dir.path(), "policy check none.toml", 1, &["cannot read none.toml", "because: No such file"]);
+    check_fails(dir.path(), "policy apply p.toml", 1, &["cannot reach the daemon"]);
+}
+
+#[test]
 fn a_missing_daemon_is_told_with_what_to_do() {
     let dir = with_vm_file(VM);
-    for line in ["list", "show", "show a", "start a.toml", "stop a", "events", "lend --from a --to b --cores 1"] {
+    for line in [
+        "list",
+        "show",
+        "show a",
+        "start a.toml",
+        "stop a",
+        "events",
+        "lend --from a --to b --cores 1",
+        "show a --why",
+        "plan rebalance",
+        "rebalance",
+        "history",
+        "history 3",
+        "policy show",
+        "policy mode off",
+        "pin a --for 2h",
+        "unpin a",
+    ] {
         check_fails(dir.path(), line, 1, &["cannot reach the daemon at none.sock", "hint: is conumad running?"]);
     }
 }
@@ -125,6 +185,13 @@ fn wrong_words_are_exit_code_2() {
     let dir = tempfile::tempdir().expect("a directory");
     check_fails(dir.path(), "lend --from a --to b", 2, &["--cores <N>|--cpus <LIST>|--memory <[NODE=]SIZE>"]);
     check_fails(dir.path(), "lent", 2, &["lend"]);
+    check_fails(dir.path(), "plan", 2, &["<VM.toml>"]);
+    check_fails(dir.path(), "plan a.toml rebalance", 1, &["two plans", "hint: "]);
+    check_fails(dir.path(), "show --why", 2, &["<VM>"]);
+    check_fails(dir.path(), "history 3 --vm a", 2, &["cannot be used with"]);
+    check_fails(dir.path(), "history --state finished", 2, &["under-way"]);
+    check_fails(dir.path(), "policy mode on", 2, &["[possible values: off, advise, auto]"]);
+    check_fails(dir.path(), "set a --cores 1 --for 1h --preview", 2, &["cannot be used with"]);
     check_fails(dir.path(), "show ../etc", 2, &["cannot name a VM"]);
 }
 
@@ -133,6 +200,7 @@ fn man_pages_and_completions_are_written() {
     let dir = tempfile::tempdir().expect("a directory");
     assert_eq!(conuma(dir.path(), "man pages/man1").code, 0);
     assert!(dir.path().join("pages/man1/conuma-lend.1").is_file());
+    assert!(dir.path().join("pages/man1/conuma-policy-apply.1").is_file());
     for shell in ["bash", "zsh", "fish"] {
         assert!(conuma(dir.path(), &format!("completions {shell}")).out.contains("recall"), "{shell}");
     }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum, ValueHint};
+use conuma_agent_proto::Trigger;
 use conuma_balancing::Timing;
 use conuma_binding::{Accel, Reserve};
 use conuma_topology::{Bytes, CpuSet};
@@ -70,6 +71,11 @@ pub struct Config {
     #[arg(long, value_name = "FACTOR", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub patience: u32,
 
+    /// The policy file to apply at the start if it has changed since the last one; without any policy nothing moves by
+    /// itself (`conuma policy mode` switches that on and off)
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub policy: Option<PathBuf>,
+
     /// What is logged, for example `debug` or `info,conumad::core=debug`
     #[arg(long, value_name = "FILTER", env = "CONUMAD_LOG", default_value = "info")]
     pub log: String,
@@ -118,10 +124,35 @@ pub struct Settings {
     pub stray: u32,
     /// How often agents are asked for a report.
     pub report: Duration,
+    /// When agents are to report at once.
+    pub triggers: Triggers,
     /// How often the memory of QEMU processes is audited.
     pub audit: Duration,
     /// How long the host's own steps of starting and ending a VM may take each.
     pub step: Duration,
+    /// The policy file to apply at the start, if it has changed.
+    pub policy: Option<PathBuf>,
+    /// How often the policy looks, at least, where it decides anything.
+    pub balance_tick: Duration,
+    /// How long a VM may wait for what it needs of its guarantee before people are told.
+    pub recall_deadline: Duration,
+}
+
+/// When a guest is so short of something that its agent reports at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Triggers {
+    /// Tasks wait for a CPU.
+    pub cpu: Trigger,
+    /// Tasks wait for memory.
+    pub memory: Trigger,
+}
+
+impl Default for Triggers {
+    /// A tenth of a second in which a task waits for a CPU, and half of that for memory, whose lack slows down much more.
+    fn default() -> Self {
+        let trigger = |millis| Trigger { stall: Duration::from_millis(millis), window: Duration::from_secs(1) };
+        Self { cpu: trigger(100), memory: trigger(50) }
+    }
 }
 
 impl Config {
@@ -154,8 +185,12 @@ impl Config {
             // What takes a slow guest longer takes it a larger share of its time.
             stray: (STRAY * self.patience).min(MOST_STRAY),
             report: Duration::from_secs(5),
+            triggers: Triggers::default(),
             audit: Duration::from_secs(self.audit_every.into()),
             step: slower(Duration::from_secs(15)),
+            policy: self.policy.clone(),
+            balance_tick: Duration::from_secs(1),
+            recall_deadline: slower(Duration::from_secs(1)),
         }
     }
 }

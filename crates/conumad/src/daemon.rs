@@ -13,6 +13,7 @@ use conuma_topology::{CpuSet, Machine};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::balance;
 use crate::bus::Bus;
 use crate::clock::Clock;
 use crate::config::{Settings, make_dir, make_private_dir};
@@ -35,6 +36,8 @@ pub struct Surroundings {
     pub hypervisor: Arc<dyn Hypervisor>,
     /// The file in which the kernel lists the host's CPUs that are online.
     pub online: PathBuf,
+    /// What the kernel tells of the host's own memory and pressure.
+    pub proc: ProcFs,
 }
 
 /// A daemon that serves.
@@ -50,8 +53,9 @@ impl Surroundings {
     /// This host's, read below `root`.
     pub fn read(root: &Path, hypervisor: Arc<dyn Hypervisor>) -> anyhow::Result<Self> {
         let machine = conuma_linux::sysfs::read_machine(root).context("cannot read the host's topology")?;
-        let boot_id = ProcFs::new(root).boot_id().context("cannot tell which boot of the host this is")?;
-        Ok(Self { machine, boot_id, hypervisor, online: root.join("sys/devices/system/cpu/online") })
+        let proc = ProcFs::new(root);
+        let boot_id = proc.boot_id().context("cannot tell which boot of the host this is")?;
+        Ok(Self { machine, boot_id, hypervisor, online: root.join("sys/devices/system/cpu/online"), proc })
     }
 }
 
@@ -64,7 +68,7 @@ impl Daemon {
         // The sockets in it say themselves who may use them.
         make_dir(&settings.run, 0o755).with_context(|| format!("cannot make {}", settings.run.display()))?;
         let locks = [lock(&settings.state)?, lock(&settings.run)?];
-        let Surroundings { machine, boot_id, hypervisor, online } = surroundings;
+        let Surroundings { machine, boot_id, hypervisor, online, proc } = surroundings;
         let clock = Clock::start();
         let (journal, state, history) = Journal::open::<State, _>(&settings.state, &boot_id)?;
         let state = state.map(|state| state.with_history(history.unwrap_or_default()));
@@ -82,10 +86,12 @@ impl Daemon {
         engine.update(Event::HostCpus { offline }, clock.now());
         let bus = Bus::new(clock);
         let (handle, inbox) = core::open();
+        let (balance, asked) = balance::open(bus.clone());
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let (socket, viewers_socket) = (settings.socket(), settings.viewers_socket());
         let (group, viewers) = (settings.group, settings.viewers);
-        let room = Room::new(settings, machine, clock, bus.clone(), handle, hypervisor, stop.clone(), tasks.clone());
+        let (told, ends) = (bus.clone(), stop.clone());
+        let room = Room::new(settings, machine, clock, told, handle, hypervisor, ends, tasks.clone(), balance);
         for (_, found) in found.drain(..) {
             room.resume_charge(found);
         }
@@ -93,6 +99,7 @@ impl Daemon {
         let core = core::start(inbox, engine, journal, clock, bus);
         let sockets = [(socket.clone(), group, Access::Change), (viewers_socket, viewers, Access::View)];
         tasks.spawn(host_cpus::watch(online, room.clone(), stop.clone()));
+        tasks.spawn(balance::run(asked, room.clone(), proc, stop.clone()));
         for (path, group, access) in sockets {
             let listener = http::bind(&path, group)?;
             let (serving, ended) = (room.clone(), stop.clone());

@@ -33,10 +33,19 @@ fn every_path_is_described() {
         "/v1/vms/{name}/release",
         Paths::TRANSFERS,
         "/v1/transfers/{id}",
+        Paths::POLICY,
+        Paths::POLICY_CHECK,
+        Paths::POLICY_MODE,
+        Paths::PLAN_REBALANCE,
+        Paths::REBALANCE,
+        "/v1/vms/{name}/why",
+        "/v1/vms/{name}/pin",
+        Paths::HISTORY,
+        "/v1/history/{id}",
         Paths::EVENTS,
         Paths::OPENAPI,
     ] {
         assert!(paths.iter().any(|described| *described == path), "{path}");
     }
-    assert_eq!(paths.len(), 10);
+    assert_eq!(paths.len(), 19);
 }

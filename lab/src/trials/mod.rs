@@ -1,5 +1,6 @@
 //! The lab's tests: each trial is a body that runs in a virtual host; trials of one series share its boot.
 
+mod balance;
 mod daemon;
 mod faults;
 mod grid;

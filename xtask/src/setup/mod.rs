@@ -50,10 +50,10 @@ pub(crate) fn ensure(workspace: &Workspace, needs: Needs) -> Result<Ready> {
     lock.lock().context("cannot lock the set-up")?;
 
     let distribution = Distribution::read()?;
-    let missing = programs::missing(needs);
+    let target = StaticTarget::choose()?;
+    let missing = programs::missing(needs, target);
     let kernels = lab.join("kernels");
     let absent = kernels::absent(&kernels, distribution);
-    let target = StaticTarget::choose()?;
     if missing.is_empty() && absent.is_empty() {
         println!("setup: all there ({})", target.triple());
         return Ok(Ready { kernels, target });
@@ -70,7 +70,7 @@ pub(crate) fn ensure(workspace: &Workspace, needs: Needs) -> Result<Ready> {
     let mut apt = Apt::new(distribution, &lab)?;
     kernels::tell_lacking(distribution);
     programs::install(&mut apt, &missing)?;
-    let still = programs::missing(needs);
+    let still = programs::missing(needs, target);
     if !still.is_empty() {
         let names: Vec<&str> = still.iter().map(|program| program.name).collect();
         bail!("all was installed, but these are still missing or too old: {}", names.join(", "));

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::Needs;
 use super::apt::Apt;
+use super::{Needs, StaticTarget};
 use crate::run;
 
 /// The oldest QEMU that serves: the first with `dynamic-memslots`.
@@ -20,17 +20,20 @@ pub(crate) struct Program {
     /// What for.
     pub(crate) why: &'static str,
     needs: Needs,
+    /// The target that it is needed for, if only for one.
+    target: Option<StaticTarget>,
     there: fn(&str) -> bool,
     /// Whether only a recent release has one that is recent enough.
     recent: bool,
 }
 
-const PROGRAMS: [Program; 8] = [
+const PROGRAMS: [Program; 9] = [
     Program {
         name: "qemu-system-x86_64",
         package: "qemu-system-x86",
         why: "8.2 or newer: the virtual NUMA host, and the guests in it",
         needs: Needs::Lab,
+        target: None,
         there: qemu_is_recent,
         recent: true,
     },
@@ -39,7 +42,18 @@ const PROGRAMS: [Program; 8] = [
         package: "busybox-static",
         why: "statically linked: the tools in virtual hosts and guests",
         needs: Needs::Lab,
+        target: None,
         there: |_| is_static(Path::new("/bin/busybox")),
+        recent: false,
+    },
+    Program {
+        name: "musl-gcc",
+        package: "musl-tools",
+        why: "to compile SQLite into the daemon where that is linked statically",
+        needs: Needs::Lab,
+        target: Some(StaticTarget::Musl),
+        // Under either name it is what the crate that compiles SQLite looks for.
+        there: |name| [name, "x86_64-linux-musl-gcc"].into_iter().any(|name| run::find(name).is_some()),
         recent: false,
     },
     Program::ordinary("modprobe", "kmod", "to find the modules a kernel needs", Needs::Lab),
@@ -52,13 +66,18 @@ const PROGRAMS: [Program; 8] = [
 
 impl Program {
     const fn ordinary(name: &'static str, package: &'static str, why: &'static str, needs: Needs) -> Self {
-        Self { name, package, why, needs, there: |name| run::find(name).is_some(), recent: false }
+        Self { name, package, why, needs, target: None, there: |name| run::find(name).is_some(), recent: false }
+    }
+
+    fn is_needed(&self, needs: Needs, target: StaticTarget) -> bool {
+        self.needs <= needs && self.target.is_none_or(|only| only == target)
     }
 }
 
 /// Those that are not there, or too old.
-pub(crate) fn missing(needs: Needs) -> Vec<Program> {
-    PROGRAMS.into_iter().filter(|program| program.needs <= needs && !(program.there)(program.name)).collect()
+pub(crate) fn missing(needs: Needs, target: StaticTarget) -> Vec<Program> {
+    let needed = |program: &Program| program.is_needed(needs, target) && !(program.there)(program.name);
+    PROGRAMS.into_iter().filter(needed).collect()
 }
 
 /// Installs them.
@@ -110,6 +129,17 @@ fn wants_loader(image: &[u8]) -> Option<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_compiler_for_musl_is_needed_for_musl_alone() {
+        let needed = |needs, target| -> Vec<&str> {
+            PROGRAMS.iter().filter(|program| program.is_needed(needs, target)).map(|program| program.package).collect()
+        };
+        for needs in [Needs::Lab, Needs::Tests] {
+            assert!(needed(needs, StaticTarget::Musl).contains(&"musl-tools"));
+            assert!(!needed(needs, StaticTarget::GnuStatic).contains(&"musl-tools"));
+        }
+    }
 
     #[test]
     fn qemu_says_its_version() {

@@ -5,13 +5,14 @@ use std::time::Duration;
 use conuma_topology::{Bytes, GuestCpuId, GuestCpuSet, GuestNodeId};
 
 use super::DecodeError;
+use crate::pressure::{Pushed, Resource, Trigger};
 use crate::report::{CpuReport, NodeReport, Pressure, PressureLine, Report};
 use crate::request::{Generation, Hello, Request, RequestBody, RequestId, Versions};
 use crate::response::{
     AgentError, AutoOnline, CgroupMode, GuestFacts, GuestNodeFacts, HoldingOutcome, Leftover, Leftovers, MemoryState,
     Prepared, Refusal, RefusalReason, Reply, Response, Stage, StageTime, TaskKind,
 };
-use crate::{MAX_CPUS, MAX_LEFTOVERS, MAX_NODES, MAX_REFUSALS, MAX_TEXT, wire};
+use crate::{MAX_CPUS, MAX_LEFTOVERS, MAX_NODES, MAX_REFUSALS, MAX_TEXT, MAX_WINDOW, MIN_WINDOW, wire};
 
 /// No Linux numbers CPUs or nodes higher.
 const MAX_ID: u32 = 65_535;
@@ -91,6 +92,27 @@ fn stages(times: Vec<wire::StageTime>) -> Decoded<Vec<StageTime>> {
         .collect())
 }
 
+fn both(triggers: wire::Triggers) -> Decoded<(Option<Trigger>, Option<Trigger>)> {
+    let one = |trigger: Option<wire::Trigger>| trigger.map(Trigger::try_from).transpose();
+    Ok((one(triggers.cpu)?, one(triggers.memory)?))
+}
+
+impl TryFrom<wire::Trigger> for Trigger {
+    type Error = DecodeError;
+
+    fn try_from(trigger: wire::Trigger) -> Decoded<Self> {
+        let wrong = |why| DecodeError::OutOfBounds { what: "a trigger", why };
+        let (stall, window) = (Duration::from_micros(trigger.stall_us), Duration::from_micros(trigger.window_us));
+        if !(MIN_WINDOW..=MAX_WINDOW).contains(&window) {
+            return Err(wrong("window too short or too long"));
+        }
+        if stall.is_zero() || stall > window {
+            return Err(wrong("no stall, or one that is longer than its window"));
+        }
+        Ok(Self { stall, window })
+    }
+}
+
 impl TryFrom<wire::Versions> for Versions {
     type Error = DecodeError;
 
@@ -120,9 +142,17 @@ impl TryFrom<wire::Request> for Request {
                 at_least: Bytes(amount.bytes),
             },
             wire::RequestBody::Report(wire::Nothing {}) => RequestBody::Report,
+            wire::RequestBody::Watch(triggers) => {
+                let (cpu, memory) = both(triggers)?;
+                RequestBody::Watch { cpu, memory }
+            }
         };
+        let id = RequestId(request.id);
+        if id == RequestId::PUSHED {
+            return Err(DecodeError::OutOfBounds { what: "the request's id", why: "kept for what is sent unasked" });
+        }
         Ok(Self {
-            id: RequestId(request.id),
+            id,
             generation: Generation(request.generation),
             deadline: Duration::from_millis(request.deadline_ms.into()),
             body,
@@ -141,8 +171,17 @@ impl TryFrom<wire::Response> for Response {
             wire::ResponseBody::Memory(memory) => Ok(Reply::Memory(memory.try_into()?)),
             wire::ResponseBody::Report(report) => Ok(Reply::Report(report.try_into()?)),
             wire::ResponseBody::Error(error) => Err(error.try_into()?),
+            wire::ResponseBody::Watching(triggers) => {
+                let (cpu, memory) = both(triggers)?;
+                Ok(Reply::Watching { cpu, memory })
+            }
+            wire::ResponseBody::Pushed(pushed) => Ok(Reply::Pushed(pushed.try_into()?)),
         };
-        Ok(Self { id: RequestId(response.id), body })
+        let id = RequestId(response.id);
+        if (id == RequestId::PUSHED) != matches!(body, Ok(Reply::Pushed(_))) {
+            return Err(DecodeError::OutOfBounds { what: "the answer's id", why: "of what is sent unasked, or not" });
+        }
+        Ok(Self { id, body })
     }
 }
 
@@ -313,6 +352,20 @@ impl TryFrom<wire::Report> for Report {
     }
 }
 
+impl TryFrom<wire::Pushed> for Pushed {
+    type Error = DecodeError;
+
+    fn try_from(pushed: wire::Pushed) -> Decoded<Self> {
+        let resource = match pushed.resource() {
+            wire::Resource::Unknown => return Err(DecodeError::Missing("the pressed resource")),
+            wire::Resource::Cpu => Resource::Cpu,
+            wire::Resource::Memory => Resource::Memory,
+        };
+        let report = pushed.report.ok_or(DecodeError::Missing("the pushed report"))?.try_into()?;
+        Ok(Self { resource, report })
+    }
+}
+
 impl TryFrom<wire::CpuReport> for CpuReport {
     type Error = DecodeError;
 
@@ -346,6 +399,9 @@ impl TryFrom<wire::NodeReport> for NodeReport {
             huge_free: Bytes(node.huge_free),
             blocks_online: Bytes(node.blocks_online),
             blocks_offline: Bytes(node.blocks_offline),
+            refaults: node.refaults,
+            active_file: node.active_file.map(Bytes),
+            shmem: node.shmem.map(Bytes),
         })
     }
 }

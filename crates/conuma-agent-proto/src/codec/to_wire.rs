@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use conuma_topology::{GuestCpuSet, Id};
 
+use crate::pressure::{Pushed, Resource, Trigger};
 use crate::report::{CpuReport, NodeReport, Pressure, PressureLine, Report};
 use crate::request::{Hello, Request, RequestBody, Versions};
 use crate::response::{
@@ -26,6 +27,16 @@ fn micros(time: Duration) -> u64 {
 
 fn many<'a, T, W: From<&'a T>>(items: &'a [T], limit: usize) -> Vec<W> {
     items.iter().take(limit).map(W::from).collect()
+}
+
+fn both(cpu: Option<&Trigger>, memory: Option<&Trigger>) -> wire::Triggers {
+    wire::Triggers { cpu: cpu.map(Into::into), memory: memory.map(Into::into) }
+}
+
+impl From<&Trigger> for wire::Trigger {
+    fn from(trigger: &Trigger) -> Self {
+        Self { stall_us: micros(trigger.stall), window_us: micros(trigger.window) }
+    }
 }
 
 impl From<&GuestCpuSet> for wire::IdRanges {
@@ -64,6 +75,7 @@ impl From<&Request> for wire::Request {
                 wire::RequestBody::ConfirmMemory(wire::NodeAmount { node: node.0, bytes: at_least.0 })
             }
             RequestBody::Report => wire::RequestBody::Report(wire::Nothing {}),
+            RequestBody::Watch { cpu, memory } => wire::RequestBody::Watch(both(cpu.as_ref(), memory.as_ref())),
         };
         Self {
             id: request.id.0,
@@ -82,6 +94,8 @@ impl From<&Response> for wire::Response {
             Ok(Reply::Prepared(prepared)) => wire::ResponseBody::Prepared(prepared.into()),
             Ok(Reply::Memory(memory)) => wire::ResponseBody::Memory(memory.into()),
             Ok(Reply::Report(report)) => wire::ResponseBody::Report(report.into()),
+            Ok(Reply::Watching { cpu, memory }) => wire::ResponseBody::Watching(both(cpu.as_ref(), memory.as_ref())),
+            Ok(Reply::Pushed(pushed)) => wire::ResponseBody::Pushed(pushed.into()),
             Err(error) => wire::ResponseBody::Error(error.into()),
         };
         Self { id: response.id.0, body: Some(body) }
@@ -246,6 +260,16 @@ impl From<&Report> for wire::Report {
     }
 }
 
+impl From<&Pushed> for wire::Pushed {
+    fn from(pushed: &Pushed) -> Self {
+        let resource = match pushed.resource {
+            Resource::Cpu => wire::Resource::Cpu,
+            Resource::Memory => wire::Resource::Memory,
+        };
+        Self { resource: resource.into(), report: Some((&pushed.report).into()) }
+    }
+}
+
 impl From<&CpuReport> for wire::CpuReport {
     fn from(cpu: &CpuReport) -> Self {
         Self {
@@ -275,6 +299,9 @@ impl From<&NodeReport> for wire::NodeReport {
             huge_free: node.huge_free.0,
             blocks_online: node.blocks_online.0,
             blocks_offline: node.blocks_offline.0,
+            refaults: node.refaults,
+            active_file: node.active_file.map(|bytes| bytes.0),
+            shmem: node.shmem.map(|bytes| bytes.0),
         }
     }
 }

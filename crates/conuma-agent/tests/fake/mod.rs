@@ -5,11 +5,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use conuma_agent::kernel::Kernel;
-use conuma_linux::procfs::{Pid, Tid};
+use conuma_agent_proto::{Resource, Trigger};
+use conuma_linux::procfs::{Pid, ProcError, Tid};
 use conuma_topology::{GuestCpuSet, GuestNodeId};
 use tempfile::TempDir;
 
@@ -49,8 +52,25 @@ struct Cgroup {
     aspires: bool,
 }
 
+/// Which triggers of pressure the kernel takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Psi {
+    /// Any.
+    #[default]
+    Any,
+    /// With windows of multiples of 2 s, as without `CAP_SYS_RESOURCE`.
+    EvenWindows,
+    /// For CPUs only.
+    Cpu,
+    /// None, as it has been switched off.
+    Off,
+}
+
 #[derive(Debug, Default)]
 struct Inner {
+    psi: Psi,
+    /// The other ends of what waits for `POLLPRI`: urgent data raises that, too.
+    triggers: BTreeMap<Resource, UnixStream>,
     keeps_own_affinity: bool,
     cgroups: BTreeMap<String, Cgroup>,
     tasks: BTreeMap<u32, Task>,
@@ -110,6 +130,10 @@ pub fn guest(release: &str) -> Arc<FakeGuest> {
     file("sys/devices/system/node/online", "0-1\n");
     file("sys/devices/system/memory/block_size_bytes", "8000000\n");
     file("sys/devices/system/memory/auto_online_blocks", "offline\n");
+    file(
+        "sys/devices/system/node/node1/vmstat",
+        "nr_free_pages 1\nworkingset_refault_anon 40\nworkingset_refault_file 2\n",
+    );
     for (node, cpus) in [(0, "0-3"), (1, "4-7")] {
         file(&format!("sys/devices/system/node/node{node}/cpulist"), cpus);
         for block in 0..4 {
@@ -145,6 +169,23 @@ pub fn guest(release: &str) -> Arc<FakeGuest> {
 impl FakeGuest {
     pub fn path(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Which triggers of pressure it takes from now on.
+    pub fn set_psi(&self, psi: Psi) {
+        self.change(|inner| inner.psi = psi);
+    }
+
+    /// A trigger fires.
+    pub fn press(&self, resource: Resource) {
+        let inner = self.inner.lock().unwrap();
+        let sent = rustix::net::send(&inner.triggers[&resource], b"!", rustix::net::SendFlags::OOB);
+        assert_eq!(sent, Ok(1));
+    }
+
+    /// The kernel takes a trigger back.
+    pub fn end_trigger(&self, resource: Resource) {
+        self.change(|inner| inner.triggers.remove(&resource)).unwrap();
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
@@ -398,7 +439,9 @@ impl Inner {
             file(
                 format!("sys/devices/system/node/node{node}/meminfo"),
                 format!(
-                    "Node {node} MemTotal: {NODE_KIB} kB\nNode {node} MemFree: {free} kB\nNode {node} FilePages: {cache} kB\n"
+                    "Node {node} MemTotal: {NODE_KIB} kB\nNode {node} MemFree: {free} kB\n\
+                     Node {node} FilePages: {cache} kB\nNode {node} Active(file): {active} kB\nNode {node} Shmem: 1024 kB\n",
+                    active = cache / 2,
                 ),
             );
         }
@@ -519,6 +562,24 @@ impl Kernel for FakeGuest {
             inner.free[to] -= moved;
             Ok(inner.tasks[&pid.0].memory[from] / 4)
         })
+    }
+
+    fn pressure_trigger(&self, resource: Resource, trigger: Trigger) -> Result<OwnedFd, ProcError> {
+        use rustix::io::Errno;
+        let psi = self.ask(|inner| inner.psi);
+        let errno = match psi {
+            Psi::Off => Some(Errno::OPNOTSUPP),
+            Psi::Cpu if resource != Resource::Cpu => Some(Errno::NOENT),
+            Psi::EvenWindows if !trigger.window.as_millis().is_multiple_of(2000) => Some(Errno::INVAL),
+            Psi::Any | Psi::Cpu | Psi::EvenWindows => None,
+        };
+        if let Some(errno) = errno {
+            return Err(ProcError::Trigger { path: self.dir.path().join("proc/pressure"), source: errno.into() });
+        }
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        self.change(|inner| inner.triggers.insert(resource, theirs));
+        Ok(ours.into())
     }
 
     fn has_memory(&self, pid: Pid) -> io::Result<bool> {

@@ -4,7 +4,9 @@ use conuma_topology::{CpuId, CpuSet, VmName};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::decision::DecisionState;
 use super::host::ViolationInfo;
+use super::policy::PolicyMode;
 use super::resources::Holder;
 use super::transfer::{Plan, Stage, Transfer};
 use super::vm::GateState;
@@ -136,6 +138,53 @@ pub enum EventKind {
     },
     /// A transfer ended.
     TransferEnded(Box<Transfer>),
+    /// Another policy holds, or another mode.
+    PolicyApplied {
+        /// The mode now.
+        mode: PolicyMode,
+        /// What changed, in the words of policy files.
+        changes: Vec<String>,
+    },
+    /// It was decided what should move; in mode `auto` its transfers begin.
+    DecisionMade {
+        /// Its number in the history; `None` if the history could not keep it.
+        id: Option<u64>,
+        /// In one line.
+        summary: String,
+    },
+    /// All that came of a decision is known.
+    DecisionEnded {
+        /// Its number in the history; `None` if the history could not keep it.
+        id: Option<u64>,
+        /// How it ended.
+        state: DecisionState,
+        /// In one line.
+        summary: String,
+    },
+    /// The policy leaves this VM as people set it.
+    VmPinned {
+        /// The VM.
+        #[schema(value_type = String)]
+        vm: VmName,
+        /// Until when, milliseconds since 1970; `None`: until it is unpinned.
+        until_unix_ms: Option<u64>,
+    },
+    /// The policy may move this VM's cores and memory again.
+    VmUnpinned {
+        /// The VM.
+        #[schema(value_type = String)]
+        vm: VmName,
+    },
+    /// A VM needed what it is guaranteed and did not get it in time.
+    GuaranteeLate {
+        /// The VM.
+        #[schema(value_type = String)]
+        vm: VmName,
+        /// How long it has waited, in milliseconds.
+        waited_ms: u64,
+        /// Cores that it still lacks.
+        cores: u32,
+    },
     /// An invariant does not hold.
     Violated(ViolationInfo),
     /// The reader was too slow: this many events are missing here.
@@ -147,7 +196,7 @@ pub enum EventKind {
 
 impl EventKind {
     /// All kinds, as on the wire.
-    pub const NAMES: [&'static str; 18] = [
+    pub const NAMES: [&'static str; 24] = [
         "vm-starting",
         "vm-running",
         "vm-gone",
@@ -164,6 +213,12 @@ impl EventKind {
         "transfer-began",
         "transfer-stage",
         "transfer-ended",
+        "policy-applied",
+        "decision-made",
+        "decision-ended",
+        "vm-pinned",
+        "vm-unpinned",
+        "guarantee-late",
         "violated",
         "missed",
     ];
@@ -187,6 +242,12 @@ impl EventKind {
             Self::TransferBegan { .. } => "transfer-began",
             Self::TransferStage { .. } => "transfer-stage",
             Self::TransferEnded(_) => "transfer-ended",
+            Self::PolicyApplied { .. } => "policy-applied",
+            Self::DecisionMade { .. } => "decision-made",
+            Self::DecisionEnded { .. } => "decision-ended",
+            Self::VmPinned { .. } => "vm-pinned",
+            Self::VmUnpinned { .. } => "vm-unpinned",
+            Self::GuaranteeLate { .. } => "guarantee-late",
             Self::Violated(_) => "violated",
             Self::Missed { .. } => "missed",
         }
@@ -205,6 +266,9 @@ impl EventKind {
             | Self::VmSilent { vm }
             | Self::VmTrespasses { vm, .. }
             | Self::Repaired { vm, .. }
+            | Self::VmPinned { vm, .. }
+            | Self::VmUnpinned { vm }
+            | Self::GuaranteeLate { vm, .. }
             | Self::GateChanged { vm, .. } => Some(vm),
             _ => None,
         }

@@ -26,6 +26,8 @@ pub enum Code {
     BadRequest,
     /// The VM file has errors (422).
     BadVmFile,
+    /// The policy file has errors (422).
+    BadPolicy,
     /// No such VM, transfer or path (404).
     NotFound,
     /// The VM exists already (409).
@@ -65,7 +67,7 @@ impl Code {
             Self::BadRequest => 400,
             Self::NotFound => 404,
             Self::Exists | Self::Refused => 409,
-            Self::BadVmFile => 422,
+            Self::BadVmFile | Self::BadPolicy => 422,
             Self::Internal | Self::Unknown => 500,
             Self::Hypervisor => 502,
             Self::Stopping => 503,
@@ -79,6 +81,7 @@ impl fmt::Display for Code {
         let text = match self {
             Self::BadRequest => "bad-request",
             Self::BadVmFile => "bad-vm-file",
+            Self::BadPolicy => "bad-policy",
             Self::NotFound => "not-found",
             Self::Exists => "exists",
             Self::Refused => "refused",

@@ -1,5 +1,7 @@
 //! Moves of cores and memory.
 
+use std::collections::BTreeSet;
+
 use conuma_topology::{CpuSet, NodeId, VmName};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -15,6 +17,10 @@ pub struct TransferOrder {
     /// Only tell what would move.
     #[serde(default)]
     pub preview: bool,
+    /// For so many milliseconds the policy leaves what this makes as it is; 0: not at all. Unless said, `lend` and `set` pin
+    /// their VMs until they are unpinned, and `recall` ends what `lend` pinned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pin_for_ms: Option<u64>,
 }
 
 /// What should move.
@@ -64,6 +70,10 @@ pub enum TransferRequest {
     Rebalance {
         /// The moves, in an order in which each giver has what it gives.
         moves: Vec<Move>,
+        /// VMs that may fall below their guarantee by it, as they do not need all of it now.
+        #[schema(value_type = Vec<String>)]
+        #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+        below: BTreeSet<VmName>,
     },
 }
 

@@ -71,7 +71,7 @@ pub struct VmDetail {
     pub summary: VmSummary,
     /// What it can hold at most.
     pub limit: Demand,
-    /// As its file says; nothing goes by it yet.
+    /// Its share of what is left after guarantees, as its file says; a policy may say otherwise.
     pub weight: u32,
     /// What it lent and borrowed.
     pub loans: Vec<LoanInfo>,

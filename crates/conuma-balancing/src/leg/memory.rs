@@ -2,7 +2,7 @@
 //!
 //! | stage | waits for | if it does not come |
 //! | --- | --- | --- |
-//! | prepare | the donor's agent made room and told what its guest can do without, which is all that is taken; left out if it has no agent, or where enough was free when it last reported | goes on all the same |
+//! | prepare | the donor's agent made room and told what its guest can do without, which is all that is taken; left out if it has no agent, or where enough was free when it last reported | takes what it could do without when it last reported; what it owes, all the same |
 //! | shrink | QEMU's `size` is what was asked; where nothing comes the agent makes room after all | settle |
 //! | settle | `requested-size` is back at what the donor kept | all it may still reach stays with the donor |
 //! | *the ledger moves what came out of the donor's account* | | |
@@ -69,8 +69,7 @@ pub(crate) fn begin(leg: &mut Leg, id: TransferId, place: usize, engine: &mut En
 /// Whether so much is free on the node, and the guest does not run out of memory without it.
 fn has_room(vm: &Vm, node: NodeId, bytes: Bytes, held: &Resources) -> bool {
     let all: Bytes = vm.free.values().copied().sum();
-    let left = LEFT_FREE + Bytes(held.total_memory().0 / LEFT_PART);
-    vm.free.get(&node).is_some_and(|free| *free >= bytes) && all >= bytes + left
+    vm.free.get(&node).is_some_and(|free| *free >= bytes) && all >= bytes + left_free(held)
 }
 
 fn ask_for_room(bytes: Bytes, leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, now: Duration) {
@@ -104,14 +103,15 @@ fn prepare(leg: &mut Leg, engine: &mut Engine, now: Duration) -> Step {
         None => Outcome::Failed(Failure::TimedOut),
         Some(answer) => answer,
     };
-    let spare = note_prepared(leg, answer);
+    let spare = note_prepared(leg, answer, engine);
     ask_for_shrink(leg, engine, now);
     keep_what_is_needed(leg, spare, engine, now);
     Step::Went
 }
 
-/// What the guest can do without, if it told.
-fn note_prepared(leg: &mut Leg, answer: Outcome) -> Option<Bytes> {
+/// What the guest can do without: as it told or, where it left the question open, as it last reported. What it owes is asked for all
+/// the same: a guarantee must not depend on whether a borrower's agent answers.
+fn note_prepared(leg: &mut Leg, answer: Outcome, engine: &Engine) -> Option<Bytes> {
     match answer {
         Outcome::Prepared { enough, spare } => {
             if !enough {
@@ -120,11 +120,24 @@ fn note_prepared(leg: &mut Leg, answer: Outcome) -> Option<Bytes> {
             return Some(spare);
         }
         Outcome::Failed(failure @ (Failure::TimedOut | Failure::Unreachable)) => {
-            leg.remark(Remark::DonorSilent(failure))
+            leg.remark(Remark::DonorSilent(failure));
+            return (!leg.terms.owed).then(|| reported_spare(leg, engine));
         }
         _ => leg.remark(Remark::Unprepared),
     }
     None
+}
+
+/// What the donor could do without when it last reported; nothing if it has not.
+fn reported_spare(leg: &Leg, engine: &Engine) -> Bytes {
+    let Some(vm) = donor(leg, engine) else { return Bytes::ZERO };
+    let free: Bytes = vm.free.values().copied().sum();
+    free.saturating_sub(left_free(engine.state.ledger.held(&leg.from)))
+}
+
+/// What taking memory leaves a guest free that holds so much.
+fn left_free(held: &Resources) -> Bytes {
+    LEFT_FREE + Bytes(held.total_memory().0 / LEFT_PART)
 }
 
 /// Asks for no more than the guest can do without: its kernel would give it, and then kill what needs it.
@@ -157,7 +170,7 @@ fn shrink(leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, now:
     let answer = leg.answer.take();
     let prepared = answer.is_some();
     if let Some(answer) = answer {
-        let spare = note_prepared(leg, answer);
+        let spare = note_prepared(leg, answer, engine);
         keep_what_is_needed(leg, spare, engine, now);
     }
     let needed = leg.needed;
@@ -199,7 +212,11 @@ fn settle(leg: &mut Leg, id: TransferId, engine: &mut Engine, now: Duration) -> 
     let came = plugged.saturating_sub(knob.bound()).min(bytes);
     let failed = knob.failed.clone();
     knob.want(None, now);
-    let kept = if leg.needed { Reason::DonorStarves } else { Reason::DonorKept };
+    let kept = match vm_of(&leg.from) {
+        Some(vm) if leg.needed && left_unanswered(leg) => Reason::Unanswering(vm.clone()),
+        _ if leg.needed => Reason::DonorStarves,
+        _ => Reason::DonorKept,
+    };
     let why = failed.map_or(kept, Reason::HypervisorFailed);
     let donor = leg.from.clone();
     leg.falls_short(Resources::memory(node, bytes.saturating_sub(came)), why, &donor);
@@ -210,9 +227,12 @@ fn settle(leg: &mut Leg, id: TransferId, engine: &mut Engine, now: Duration) -> 
     taken(leg, id, engine, now)
 }
 
+fn left_unanswered(leg: &Leg) -> bool {
+    leg.report.remarks.iter().any(|remark| matches!(remark, Remark::DonorSilent(_)))
+}
+
 fn mark_if_silent(leg: &Leg, engine: &mut Engine) {
-    let unanswered = leg.report.remarks.iter().any(|remark| matches!(remark, Remark::DonorSilent(_)));
-    if let Some(name) = vm_of(&leg.from).filter(|_| unanswered)
+    if let Some(name) = vm_of(&leg.from).filter(|_| left_unanswered(leg))
         && let Some(vm) = engine.state.vms.get_mut(name)
         && !vm.silent
     {

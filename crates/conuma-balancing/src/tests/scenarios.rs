@@ -1,6 +1,6 @@
 //! Stories: what happens when everything goes well, and in each way it can go wrong.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use conuma_topology::{Bytes, NodeId, VmName};
@@ -444,7 +444,7 @@ fn a_rebalance_moves_between_several_at_once_and_is_no_loan() {
         step(vm("c"), "b", Resources::memory(NodeId(1), units(1))),
         step(Holder::Pool, "c", Resources::cores(cpus("3"))),
     ];
-    let report = run(&mut world, Request::Rebalance { moves }, |_| Some(Fate::Works));
+    let report = run(&mut world, Request::Rebalance { moves, below: BTreeSet::new() }, |_| Some(Fate::Works));
     assert_eq!(report.verdict, Verdict::Complete, "{report:#?}");
     assert_eq!(world.engine.ledger().vm(&name("b")).cpus, cpus("2,4-5"));
     assert_eq!(world.engine.ledger().vm(&name("c")).cpus, cpus("3,6-7"));
@@ -465,7 +465,7 @@ fn memory_of_a_node_that_a_vm_gives_is_in_one_move_only() {
         ([step(vm("a"), vm("b"), 0), step(vm("a"), vm("c"), 1)], true),
     ] {
         let mut world = World::with(host.clone(), specs.clone());
-        let asked = Request::Rebalance { moves: moves.to_vec() };
+        let asked = Request::Rebalance { moves: moves.to_vec(), below: BTreeSet::new() };
         if whole {
             assert_eq!(run(&mut world, asked, works).verdict, Verdict::Complete, "{moves:?}");
         } else {
@@ -479,7 +479,7 @@ fn memory_of_a_node_that_a_vm_gives_is_in_one_move_only() {
 fn a_rebalance_that_is_none_is_refused_with_its_place() {
     let mut world = pair();
     let mut refused = |from: Holder, to: Holder, what: Resources| {
-        world.ask(Request::Rebalance { moves: vec![Move { from, to, what }] }).unwrap_err()
+        world.ask(Request::Rebalance { moves: vec![Move { from, to, what }], below: BTreeSet::new() }).unwrap_err()
     };
     let (a, b) = (Holder::Vm(name("a")), Holder::Vm(name("b")));
     let core = Resources::cores(cpus("1"));
@@ -493,7 +493,7 @@ fn a_rebalance_that_is_none_is_refused_with_its_place() {
     world.tell(Event::HostCpus { offline: cpus("1") });
     let mut refused = |what: Resources| {
         let (from, to) = (a.clone(), Holder::Vm(name("b")));
-        world.ask(Request::Rebalance { moves: vec![Move { from, to, what }] }).unwrap_err()
+        world.ask(Request::Rebalance { moves: vec![Move { from, to, what }], below: BTreeSet::new() }).unwrap_err()
     };
     assert_eq!(refused(core), Refusal::Offline(cpus("1")));
     let guaranteed = refused(Resources::cores(cpus("0,2-3")));
@@ -524,4 +524,49 @@ fn a_guest_keeps_what_it_cannot_do_without() {
         let least = held.saturating_sub(boot + units(came));
         assert!(lowest.get() >= least.0, "it was asked for more than it can do without: {}", lowest.get());
     }
+}
+
+#[test]
+fn a_guest_that_does_not_answer_is_asked_for_no_more_than_it_reported_free() {
+    // The rest is what every guest keeps.
+    for (reported, came) in [(None, 0), (Some(Bytes::ZERO), 0), (Some(units(1) + Bytes::mib(80)), 1)] {
+        let mut world = pair();
+        if let Some(free) = reported {
+            world.tell(Event::GuestMemory { vm: name("a"), free: [(NodeId(0), free)].into() });
+        }
+        let fate = |action: &Action| match action.kind {
+            ActionKind::PrepareMemory { .. } => Some(Fate::Lost),
+            _ => Some(Fate::Works),
+        };
+        let report = run(&mut world, lend("a", "b", of_memory(1, 2)), fate);
+        assert_eq!(report.legs[0].arrived.on(NodeId(1)), units(came), "{reported:?}: {report:#?}");
+        assert_eq!(shortfalls(&report)[0].1, Reason::Unanswering(name("a")));
+        assert_eq!(world.engine.vm(&name("a")).unwrap().lends_memory, came > 0);
+    }
+    // What is owed is asked for all the same.
+    let mut world = pair();
+    run(&mut world, lend("b", "a", of_memory(1, 1)), |_| Some(Fate::Works));
+    let fate = |action: &Action| match action.kind {
+        ActionKind::PrepareMemory { .. } => Some(Fate::Lost),
+        _ => Some(Fate::Works),
+    };
+    let report = run(&mut world, Request::Recall { to: name("b"), from: None, what: None }, fate);
+    assert_eq!(report.verdict, Verdict::Complete, "{report:#?}");
+}
+
+#[test]
+fn who_does_not_need_all_of_its_guarantee_can_be_taken_below_it() {
+    let host = host(2, 4, 1, 8);
+    let mut specs = vec![spec(&host, "a", "0-3", 3), spec(&host, "b", "4-7", 3)];
+    specs[0].guarantee.cores = Some(CoreDemand::Count(3));
+    let mut world = World::with(host, specs);
+    let (from, to) = (Holder::Vm(name("a")), Holder::Vm(name("b")));
+    let held = world.engine.ledger().vm(&name("a")).cpus.clone();
+    let step = Move { from, to, what: Resources::cores(held.iter().skip(1).collect()) };
+    let rebalance = |below: BTreeSet<_>| Request::Rebalance { moves: vec![step.clone()], below };
+    let refused = world.engine.clone().preview(&rebalance(BTreeSet::new())).unwrap_err();
+    assert!(matches!(refused, Refusal::BelowGuarantee { .. }), "{refused:?}");
+    let report = run(&mut world, rebalance([name("a")].into()), |_| Some(Fate::Works));
+    assert_eq!(report.verdict, Verdict::Complete, "{report:#?}");
+    assert!(world.engine.loans().is_empty());
 }

@@ -2,7 +2,7 @@
 //!
 //! ```toml
 //! name = "db"
-//! weight = 100                 # kept and shown; nothing goes by it yet
+//! weight = 100                 # its share of what is left after guarantees, where a policy divides it
 //!
 //! [guarantee]                  # what it gets back whenever it asks
 //! cores = 4                    # whole cores; or `cpus = "4-7"` to say which
@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 
 pub use check::Reserve;
 pub use error::{Problem, SpecError};
-use parse::Source;
+use crate::form::Source;
 
 /// What virtio-mem gives and takes at a time; boot memory is a multiple of it too.
 pub(crate) const MEMORY_UNIT: Bytes = Bytes::mib(2);
@@ -40,7 +40,7 @@ pub(crate) const MEMORY_UNIT: Bytes = Bytes::mib(2);
 pub struct VmSpec {
     /// `name`.
     pub name: VmName,
-    /// `weight`, 1 to 10000; 100 if left out. Kept and shown; nothing goes by it yet.
+    /// `weight`, 1 to 10000; 100 if left out: its share of what is left after guarantees, where a policy divides it.
     pub weight: u32,
     /// `agent`: whether the guest is to have an agent; it is if left out.
     #[serde(default)]

@@ -123,6 +123,21 @@ fn parse_zones(text: &str) -> Option<Vec<Zone>> {
     (!zones.is_empty()).then_some(zones)
 }
 
+/// Adds up what a node's `vmstat` has of pages that came back: one counter before Linux 5.9, then one for anonymous pages
+/// and one for the page cache.
+fn parse_refaults(text: &str) -> Option<Option<u64>> {
+    const COUNTERS: [&str; 3] = ["workingset_refault_anon", "workingset_refault_file", "workingset_refault"];
+    let mut sum: Option<u64> = None;
+    for line in text.lines() {
+        if let Some((name, value)) = line.split_once(' ')
+            && COUNTERS.contains(&name)
+        {
+            sum = Some(sum.unwrap_or(0).saturating_add(value.trim().parse().ok()?));
+        }
+    }
+    Some(sum)
+}
+
 impl ProcFs {
     /// A process's mappings with their pages by node.
     pub fn numa_maps(&self, pid: Pid) -> Result<Vec<NumaMapping>, ProcError> {
@@ -139,6 +154,14 @@ impl ProcFs {
     /// A node's memory (`/sys/devices/system/node/nodeN/meminfo`).
     pub fn node_meminfo(&self, node: u32) -> Result<Meminfo, ProcError> {
         self.parsed(format!("sys/devices/system/node/node{node}/meminfo"), "lines of amounts", Meminfo::parse)
+    }
+
+    /// Pages, of the kernel's base size, that a node had to take in again soon after it had let them go, since boot
+    /// (`/sys/devices/system/node/nodeN/vmstat`); `None` if the kernel does not count them. The kernel adds up counters of
+    /// every CPU for it.
+    pub fn node_refaults(&self, node: u32) -> Result<Option<u64>, ProcError> {
+        let path = format!("sys/devices/system/node/node{node}/vmstat");
+        self.parsed(path, "lines of a name and a number", parse_refaults)
     }
 
     /// The machine's memory.
@@ -196,6 +219,16 @@ mod tests {
         assert_eq!(node.bytes("NoSuch"), Bytes::ZERO);
         assert_eq!(Meminfo::parse("MemFree: 8 kB\n").unwrap().bytes("MemFree"), Bytes::kib(8));
         assert_eq!(Meminfo::parse("garbage"), None);
+    }
+
+    #[test]
+    fn refaults_of_older_and_newer_kernels() {
+        let newer =
+            "nr_free_pages 7\nworkingset_refault_anon 30\nworkingset_refault_file 12\nworkingset_activate_file 9\n";
+        assert_eq!(parse_refaults(newer), Some(Some(42)));
+        assert_eq!(parse_refaults("workingset_nodes 1\nworkingset_refault 5\n"), Some(Some(5)));
+        assert_eq!(parse_refaults("nr_free_pages 7\n"), Some(None), "not counted");
+        assert_eq!(parse_refaults("workingset_refault_file x\n"), None);
     }
 
     #[test]

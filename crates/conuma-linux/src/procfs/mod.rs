@@ -1,5 +1,5 @@
 //! Readers of procfs below a root directory, and of sysfs files that have a procfs form (a node's
-//! `meminfo`). Each reader pairs with a parser that takes text, so odd kernels are easy to test.
+//! `meminfo`). The one thing that is written is a trigger of pressure. Each reader pairs with a parser that takes text, so odd kernels are easy to test.
 //!
 //! Ids are plain numbers of the kernel whose procfs this is; where a set of CPUs is read, the
 //! caller says which kind of id they are (host or guest).
@@ -40,6 +40,14 @@ pub enum ProcError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// The kernel does not watch pressure as it was asked to.
+    #[error("cannot set a trigger on {}", path.display())]
+    Trigger {
+        /// The file.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// The text has another form than this kernel interface should have.
     #[error("{} has an unexpected form: {what}", path.display())]
     Malformed {
@@ -54,7 +62,7 @@ impl ProcError {
     /// Whether the file or its task does not exist (any more): tasks end at any time.
     pub fn is_gone(&self) -> bool {
         match self {
-            Self::Read { source, .. } => {
+            Self::Read { source, .. } | Self::Trigger { source, .. } => {
                 source.kind() == io::ErrorKind::NotFound || source.raw_os_error() == Some(libc::ESRCH)
             }
             Self::Malformed { .. } => false,

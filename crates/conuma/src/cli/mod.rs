@@ -1,6 +1,7 @@
 //! What can be typed: commands, flags and their help. Nothing here reads the terminal or the
 //! machine; `main` and the reference generator share it.
 
+mod policy;
 mod values;
 
 use std::ffi::OsString;
@@ -11,6 +12,10 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, 
 use conuma_api::EventKind;
 use conuma_topology::{Bytes, CpuSet, VmName};
 
+pub use policy::{
+    HistoryArgs, PinArgs, PlanCommand, PolicyArgs, PolicyCommand, PolicyFileArgs, PolicyModeArgs, PolicyModeChoice,
+    PolicyShowArgs, RebalanceArgs, UnpinArgs,
+};
 pub use values::{NodeAmount, parse_duration, parse_node_amount};
 
 /// Where the daemon listens unless told otherwise.
@@ -83,7 +88,7 @@ pub enum ColorChoice {
 pub enum Command {
     /// Draw a machine: nodes, caches, cores, memory, devices and distances
     Topology(TopologyArgs),
-    /// Show how a VM would be bound to the machine, without doing anything
+    /// Show how a VM would be bound, or what the policy would move, without doing anything
     Plan(PlanArgs),
     /// Start a VM from its file
     Start(StartArgs),
@@ -101,6 +106,16 @@ pub enum Command {
     Recall(RecallArgs),
     /// Set what a VM holds; the difference comes from or goes to the free pool
     Set(SetArgs),
+    /// Show and change how the host is divided by itself
+    Policy(PolicyArgs),
+    /// Do once what the policy would do now
+    Rebalance(RebalanceArgs),
+    /// Keep the policy from changing what a VM holds
+    Pin(PinArgs),
+    /// Let the policy have a VM again
+    Unpin(UnpinArgs),
+    /// List what was decided, why, and what came of it
+    History(HistoryArgs),
     /// Follow what happens on the host
     Events(EventsArgs),
     /// Print a completion script for a shell
@@ -137,18 +152,24 @@ pub struct MachineArg {
 
 /// `conuma plan`.
 #[derive(Debug, Args)]
+#[command(subcommand_negates_reqs = true, disable_help_subcommand = true)]
+#[command(override_usage = "conuma plan [OPTIONS] <VM.toml>\n       conuma plan rebalance")]
 #[command(after_long_help = "\
-Works without the daemon: the machine and the VM file are all it reads.
+For a VM file it works without the daemon: the machine and the file are all it reads.
 
 Examples:
+  conuma plan rebalance                        what the policy would move now, and why
   conuma plan a.toml
   conuma plan a.toml --topology 4n2c1t@1G --reserve-memory 128M
   conuma plan a.toml --qemu                    the exact command line, one option a line
   conuma plan a.toml --json | jq .")]
 pub struct PlanArgs {
     /// The VM file
-    #[arg(value_name = "VM.toml", value_hint = ValueHint::FilePath)]
-    pub file: PathBuf,
+    #[arg(value_name = "VM.toml", value_hint = ValueHint::FilePath, required = true)]
+    pub file: Option<PathBuf>,
+    /// Something else than a VM.
+    #[command(subcommand)]
+    pub command: Option<PlanCommand>,
     /// The machine to plan for
     #[command(flatten)]
     pub machine: MachineArg,
@@ -259,7 +280,8 @@ pub struct ReleaseArgs {
 Examples:
   conuma show               the host: who holds which core, and node memory
   conuma show a             holding, guarantee, limit, loans, memory, gates, agent
-  conuma show a --watch     the same, again whenever something changes")]
+  conuma show a --watch     the same, again whenever something changes
+  conuma show a --why       what the policy believes it wants, from what, and on which terms")]
 pub struct ShowArgs {
     /// The VM; the whole host without it
     #[arg(value_name = "VM")]
@@ -267,6 +289,9 @@ pub struct ShowArgs {
     /// Show it again whenever something changes, until interrupted
     #[arg(long, short = 'w')]
     pub watch: bool,
+    /// Show what the policy believes of the VM: what it wants and why, its terms, its last decision, its pin
+    #[arg(long, requires = "vm")]
+    pub why: bool,
 }
 
 /// Cores, or exactly which CPUs, and memory on nodes.
@@ -311,6 +336,7 @@ Examples:
   conuma lend --from a --to b --cores 2 --memory node1=256M
   conuma lend --from a --to b --cpus 4-7 --preview
   conuma lend --from a --to b --memory 512M
+  conuma lend --from a --to b --cores 2 --for 2h       the policy leaves both so for 2 hours
   conuma lend --from a --to b --memory node0=1G,node1=1G --below-guarantee
 
 {MOVE_EXIT_CODES}"))]
@@ -330,6 +356,10 @@ pub struct LendArgs {
     /// Also take what the giving VM is guaranteed; it can recall it at any time
     #[arg(long, help_heading = "How it moves")]
     pub below_guarantee: bool,
+    /// If a policy is at work, it leaves both VMs so for this long (0: not at all); without
+    /// this until `conuma unpin`
+    #[arg(long = "for", value_name = "TIME", value_parser = parse_duration, conflicts_with = "preview", help_heading = "How it moves")]
+    pub how_long: Option<Duration>,
 }
 
 /// `conuma recall`.
@@ -380,6 +410,10 @@ pub struct SetArgs {
     /// Also less than the VM is guaranteed
     #[arg(long, help_heading = "How it moves")]
     pub below_guarantee: bool,
+    /// If a policy is at work, it leaves the VM so for this long (0: not at all); without
+    /// this until `conuma unpin`
+    #[arg(long = "for", value_name = "TIME", value_parser = parse_duration, conflicts_with = "preview", help_heading = "How it moves")]
+    pub how_long: Option<Duration>,
 }
 
 /// `conuma events`.
@@ -422,11 +456,12 @@ pub struct ManArgs {
 }
 
 /// The commands in the groups and the order in which help shows them.
-pub const GROUPS: [(&str, &[&str]); 5] = [
+pub const GROUPS: [(&str, &[&str]); 6] = [
     ("The machine", &["topology", "plan"]),
     ("Virtual machines", &["start", "stop", "release", "list", "show"]),
     ("Moving cores and memory", &["lend", "recall", "set"]),
-    ("Watching", &["events"]),
+    ("Moving by itself", &["policy", "rebalance", "pin", "unpin"]),
+    ("Watching", &["events", "history"]),
     ("Setting up", &["completions", "man"]),
 ];
 

@@ -25,7 +25,7 @@ pub fn parse_node_amount(text: &str) -> Result<NodeAmount, String> {
     Ok(NodeAmount { node: Some(node), amount: bytes(amount)? })
 }
 
-/// Reads `500ms`, `10s`, `2m`, `1h`, or `10` for seconds.
+/// Reads `500ms`, `10s`, `2m`, `1h`, `7d`, or `10` for seconds.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("`{text}` is not a time (expected the form `500ms`, `10s` or `2m`)");
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
@@ -34,6 +34,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         "" | "s" => 1.0,
         "m" | "min" => 60.0,
         "h" => 3600.0,
+        "d" => 86_400.0,
         _ => return Err(wrong()),
     };
     let amount: f64 = digits.trim().parse().map_err(|_| wrong())?;
@@ -60,6 +61,7 @@ mod tests {
         assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(parse_duration("10s"), Ok(Duration::from_secs(10)));
         assert_eq!(parse_duration("1.5m"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_duration("7d"), Ok(Duration::from_secs(7 * 86_400)));
         assert_eq!(parse_duration("3"), Ok(Duration::from_secs(3)));
         for wrong in ["", "s", "-1s", "10 parsecs", "1e30h", "nan"] {
             assert!(parse_duration(wrong).is_err(), "{wrong}");

@@ -95,11 +95,63 @@ pub fn long(seconds: u64) -> String {
     }
 }
 
+/// Whole seconds, only the greatest unit: `12 s`, `3 min`, `5 h`, `9 d`.
+pub fn age(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3_600 => format!("{} min", seconds / 60),
+        3_600..86_400 => format!("{} h", seconds / 3_600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}
+
+/// `4`, or `4 → 6` where it changes.
+pub fn change(before: &str, after: &str) -> String {
+    if before == after { before.to_owned() } else { format!("{before} → {after}") }
+}
+
+/// A part of one: `12.3 %`.
+pub fn part(part: f64) -> String {
+    format!("{:.1} %", part * 100.0)
+}
+
+/// Points of a score: `+12.3`.
+pub fn points(points: f64) -> String {
+    // Not `-0.0`.
+    let points = if points.abs() < 0.05 { 0.0 } else { points };
+    format!("{points:+.1}")
+}
+
+/// How long until a time, both in milliseconds since 1970, to the nearest second.
+pub fn until(then_unix_ms: u64, now_unix_ms: u64) -> String {
+    long((then_unix_ms.saturating_sub(now_unix_ms) + 500) / 1000)
+}
+
+/// How long since a time, both in milliseconds since 1970.
+pub fn since(then_unix_ms: u64, now_unix_ms: u64) -> String {
+    long(now_unix_ms.saturating_sub(then_unix_ms) / 1000)
+}
+
 /// The time of day, UTC, of milliseconds since 1970: `06:12:03.123Z`.
 pub fn clock(unix_ms: u64) -> String {
     let seconds = unix_ms / 1000;
     let (h, m, s) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
     format!("{h:02}:{m:02}:{s:02}.{:03}Z", unix_ms % 1000)
+}
+
+/// Date and time, UTC, of milliseconds since 1970: `2023-11-14 22:13:20Z`.
+pub fn moment(unix_ms: u64) -> String {
+    let (days, clock) = (unix_ms / 86_400_000, clock(unix_ms));
+    // Counted from 1 March of the year 0, so that a leap day is the last of its year; 146,097 days are 400 years.
+    let days = days + 719_468;
+    let (era, of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let from_march = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * from_march + 2) / 5 + 1;
+    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02} {}Z", clock.get(..8).unwrap_or_default())
 }
 
 /// Hundredths of a percent: `12.3 %`.
@@ -122,8 +174,25 @@ mod tests {
     }
 
     #[test]
+    fn ages_have_one_unit_and_points_a_sign() {
+        assert_eq!([0, 59, 60, 7_199, 90_000].map(age), ["0 s", "59 s", "1 min", "1 h", "1 d"]);
+        assert_eq!([12.34, 0.0, -0.04, -3.0].map(points), ["+12.3", "+0.0", "+0.0", "-3.0"]);
+        assert_eq!(until(7_200_000, 100), "2 h 0 min");
+        assert_eq!(until(0, 100), "0 s");
+    }
+
+    #[test]
     fn the_clock_is_utc() {
         assert_eq!(clock(1_700_000_000_123), "22:13:20.123Z");
+        let moments = [0, 951_782_399_000, 951_782_400_000, 1_700_000_000_123, 4_107_542_400_000].map(moment);
+        let expected = [
+            "1970-01-01 00:00:00Z",
+            "2000-02-28 23:59:59Z",
+            "2000-02-29 00:00:00Z",
+            "2023-11-14 22:13:20Z",
+            "2100-03-01 00:00:00Z",
+        ];
+        assert_eq!(moments, expected);
     }
 
     #[test]

@@ -2,17 +2,17 @@
 
 use conuma_api::{Event, EventKind, GateState, Holder};
 
-use super::{amount, transfer};
+use super::{amount, decision, transfer};
 use crate::style::Style;
 
 /// When, what kind, and what happened.
 pub fn line(event: &Event, style: Style) -> String {
     let time = style.dim(&amount::clock(event.unix_ms));
     let kind = format!("{:<16}", event.what.name());
-    format!("{time}  {}  {}", style.bold(&kind), what(&event.what, style).trim_end())
+    format!("{time}  {}  {}", style.bold(&kind), what(&event.what, event.unix_ms, style).trim_end())
 }
 
-fn what(kind: &EventKind, style: Style) -> String {
+fn what(kind: &EventKind, unix_ms: u64, style: Style) -> String {
     let holder = |holder: &Option<Holder>| holder.as_ref().map_or("?".into(), ToString::to_string);
     match kind {
         EventKind::VmStarting { vm } | EventKind::VmRunning { vm } | EventKind::VmReset { vm } => vm.to_string(),
@@ -40,9 +40,33 @@ fn what(kind: &EventKind, style: Style) -> String {
             format!("transfer {transfer}, move {}: {stage} ({} → {})", leg + 1, holder(from), holder(to))
         }
         EventKind::TransferEnded(ended) => transfer::result(ended, style).lines().next().unwrap_or_default().to_owned(),
+        EventKind::PolicyApplied { mode, changes } => {
+            let changes = if changes.is_empty() { "as before".into() } else { changes.join("; ") };
+            format!("mode {mode}: {changes}")
+        }
+        EventKind::DecisionMade { id, summary } => format!("{}{summary}", decision_number(*id)),
+        EventKind::DecisionEnded { id, state, summary } => {
+            format!("{}{}: {summary}", decision_number(*id), decision::state(*state, style))
+        }
+        EventKind::VmPinned { vm, until_unix_ms: Some(until) } => {
+            format!("{vm}: the policy leaves it as it is for {}", amount::until(*until, unix_ms))
+        }
+        EventKind::VmPinned { vm, until_unix_ms: None } => {
+            format!("{vm}: the policy leaves it as it is until it is unpinned")
+        }
+        EventKind::VmUnpinned { vm } => format!("{vm}: the policy may move its cores and memory"),
+        EventKind::GuaranteeLate { vm, waited_ms, cores } => style.bad(&format!(
+            "{vm}: has waited {} for {} of its guarantee",
+            amount::micros(waited_ms.saturating_mul(1000)),
+            if *cores == 0 { "memory".into() } else { amount::plural((*cores).into(), "core") },
+        )),
         EventKind::Violated(violation) => style.bad(&violation.message),
         EventKind::Missed { events } => style.warn(&format!("{} missed here", amount::plural(*events, "event"))),
     }
+}
+
+fn decision_number(id: Option<u64>) -> String {
+    id.map(|id| format!("decision {id}: ")).unwrap_or_default()
 }
 
 fn gate_name(gate: GateState) -> &'static str {

@@ -64,17 +64,13 @@ fn before_and_after(plan: &Plan, ledger: &LedgerInfo, style: Style) -> String {
         let on = |held: &Resources, node: &NodeId| held.memory.get(node).copied().unwrap_or_default().to_string();
         let mut row = vec![
             style.bold(&holder.to_string()),
-            change(&count(&before.cpus), &count(&after.cpus)),
-            change(&set(&before.cpus), &set(&after.cpus)),
+            amount::change(&count(&before.cpus), &count(&after.cpus)),
+            amount::change(&set(&before.cpus), &set(&after.cpus)),
         ];
-        row.extend(nodes.iter().map(|node| change(&on(&before, node), &on(&after, node))));
+        row.extend(nodes.iter().map(|node| amount::change(&on(&before, node), &on(&after, node))));
         table.row(row);
     }
     table.render(style)
-}
-
-fn change(before: &str, after: &str) -> String {
-    if before == after { before.to_owned() } else { format!("{before} → {after}") }
 }
 
 fn take(from: &mut Resources, what: &Resources) {

@@ -11,6 +11,7 @@ use conuma_topology::{DrawOptions, draw};
 use crate::Outcome;
 use crate::cli::{CompletionsArgs, ManArgs, PlanArgs, TopologyArgs};
 use crate::console::Console;
+use crate::failure::WithHint;
 use crate::{reference, source};
 
 pub(super) fn topology(args: &TopologyArgs, console: &mut Console<'_>) -> anyhow::Result<Outcome> {
@@ -21,8 +22,12 @@ pub(super) fn topology(args: &TopologyArgs, console: &mut Console<'_>) -> anyhow
 }
 
 pub(super) fn plan(args: &PlanArgs, console: &mut Console<'_>) -> anyhow::Result<Outcome> {
-    let text = std::fs::read_to_string(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?;
-    let spec = VmSpec::parse(&text, &args.file.display().to_string())?;
+    let (Some(file), None) = (&args.file, &args.command) else {
+        let what = "a VM file and `rebalance` are two plans".into();
+        return Err(WithHint { what, hint: "ask for one at a time".into() }.into());
+    };
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let spec = VmSpec::parse(&text, &file.display().to_string())?;
     let machine = source::machine(args.machine.topology.as_deref(), &args.root)?;
     let reserve = Reserve { cpus: args.reserve.reserve_cpus.clone(), memory_per_node: args.reserve.reserve_memory };
     let dir = args.state.join("vms").join(spec.name.as_str());

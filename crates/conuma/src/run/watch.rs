@@ -102,6 +102,11 @@ pub(super) async fn show(client: &Client, args: &ShowArgs, console: &mut Console
 
 async fn picture(client: &Client, args: &ShowArgs, console: &mut Console<'_>) -> anyhow::Result<()> {
     match &args.vm {
+        Some(name) if args.why => {
+            let why = client.why(name).await?;
+            let now = now_unix_ms();
+            one(console, args.watch, &why, |why, style| render::why::show(why, now, style))
+        }
         Some(name) => {
             let vm = client.vm(name).await?;
             let now = now_unix_ms();
@@ -124,7 +129,7 @@ fn one<T: Serialize>(
     if of_many { console.result_line(value, text) } else { console.result(value, text) }
 }
 
-fn now_unix_ms() -> u64 {
+pub(super) fn now_unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -88,7 +88,7 @@ impl Tools {
             }
             Reply::Prepared(prepared) => Outcome::Prepared { enough: prepared.enough, spare: prepared.spare },
             Reply::Memory(memory) => Outcome::Confirmed { satisfied: memory.satisfied },
-            Reply::Hello(_) | Reply::Report(_) => {
+            Reply::Hello(_) | Reply::Report(_) | Reply::Watching { .. } | Reply::Pushed(_) => {
                 Outcome::Failed(Failure::Failed("the agent answered something that was not asked".into()))
             }
         }

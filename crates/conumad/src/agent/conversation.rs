@@ -4,13 +4,13 @@
 //! a peer that does not read, or sends what is no answer, loses the connection.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use conuma_agent_proto::{
     AgentError, Generation, GuestFacts, Hello, MAX_FRAME, Reply, Request, RequestBody, RequestId, VERSIONS,
-    decode_response, encode_request,
+    decode_response, encode_request, is_pushed,
 };
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::sync::{mpsc, oneshot};
@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
 use super::door::Stream;
+use super::pushes::Pushes;
 
 /// Requests under way on one connection at most.
 const MAX_UNDER_WAY: usize = 32;
@@ -27,6 +28,9 @@ const GREETING: Duration = Duration::from_secs(10);
 
 /// How long a peer may refuse to read.
 const SEND: Duration = Duration::from_secs(5);
+
+/// Why a connection ends.
+const NO_ANSWER: &str = "what it sent is no answer";
 
 /// A question to an agent.
 #[derive(Debug)]
@@ -66,11 +70,12 @@ impl Conversation {
         Ok((this, facts))
     }
 
-    /// Carries questions and answers until the connection ends; says why it did.
-    pub(super) async fn carry(mut self, asks: &mut mpsc::Receiver<Ask>) -> anyhow::Error {
+    /// Carries questions and answers, and what the agent sends unasked, until the connection ends; says why it did.
+    pub(super) async fn carry(mut self, asks: &mut mpsc::Receiver<Ask>, pushes: &mut Pushes) -> anyhow::Error {
         loop {
             let step = tokio::select! {
                 frame = self.frames.next() => match frame {
+                    Some(Ok(frame)) if is_pushed(&frame) => pushes.take(&frame, Instant::now()).context(NO_ANSWER),
                     Some(Ok(frame)) => self.answered(&frame),
                     Some(Err(error)) => Err(error.into()),
                     None => Err(anyhow::anyhow!("it closed the connection")),
@@ -100,7 +105,7 @@ impl Conversation {
     }
 
     fn answered(&mut self, frame: &[u8]) -> anyhow::Result<()> {
-        let response = decode_response(frame).context("what it sent is no answer")?;
+        let response = decode_response(frame).context(NO_ANSWER)?;
         // An answer that nobody waits for is late or made up: both do no harm.
         if let Some(answer) = self.under_way.remove(&response.id) {
             let _ = answer.send(response.body);

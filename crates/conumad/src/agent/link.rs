@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use conuma_agent_proto::{AgentError, Generation, GuestFacts, Reply, RequestBody};
+use conuma_agent_proto::{AgentError, Generation, GuestFacts, Reply, Report, RequestBody, Resource};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::conversation::{Ask, Conversation};
 use super::door::Door;
+use super::pushes::Pushes;
 use crate::clock::Clock;
 
 /// Between attempts: the first wait, and the longest.
@@ -74,6 +75,15 @@ pub enum LinkEvent {
     Connected(Arc<GuestFacts>),
     /// The connection ended, with its reason.
     Lost(String),
+    /// The agent sent a report unasked: what its guest was told to watch is scarce. Eight a second at most.
+    Pressed {
+        /// What is scarce.
+        resource: Resource,
+        /// The report.
+        report: Arc<Report>,
+        /// How many more it sent since the last that was passed on.
+        dropped: u64,
+    },
 }
 
 /// Asks one agent.
@@ -140,6 +150,7 @@ struct Keeper {
 
 impl Keeper {
     async fn keep(self) {
+        let mut pushes = Pushes::new(self.events.clone(), std::time::Instant::now());
         if self.door == Door::None {
             self.status.send_modify(|status| status.last_error = Some("the VM has no vsock device".into()));
             return;
@@ -149,7 +160,7 @@ impl Keeper {
             match self.connect().await {
                 Ok((conversation, facts)) => {
                     let began = Instant::now();
-                    self.converse(conversation, Arc::new(facts)).await;
+                    self.converse(conversation, Arc::new(facts), &mut pushes).await;
                     if began.elapsed() > LASTED {
                         wait = BACKOFF.0;
                     }
@@ -169,7 +180,7 @@ impl Keeper {
         Conversation::begin(stream).await
     }
 
-    async fn converse(&self, conversation: Conversation, facts: Arc<GuestFacts>) {
+    async fn converse(&self, conversation: Conversation, facts: Arc<GuestFacts>, pushes: &mut Pushes) {
         let (line, mut asks) = mpsc::channel(QUEUE);
         self.status.send_modify(|status| {
             status.state = LinkState::Connected;
@@ -180,7 +191,7 @@ impl Keeper {
         });
         // Nobody listens only when the VM is being let go.
         let _ = self.events.send(LinkEvent::Connected(facts)).await;
-        let why = format!("{:#}", conversation.carry(&mut asks).await);
+        let why = format!("{:#}", conversation.carry(&mut asks, pushes).await);
         self.status.send_modify(|status| {
             status.state = LinkState::Lost;
             status.since = self.clock.now();

@@ -3,6 +3,7 @@
 mod conversation;
 mod door;
 mod link;
+mod pushes;
 
 pub use door::{Door, Doors};
 pub use link::{AgentLink, AskError, Asked, LinkEvent, LinkState, LinkStatus};

@@ -2,6 +2,7 @@
 
 mod answer;
 mod events;
+mod policy;
 mod routes;
 
 use std::os::unix::fs::PermissionsExt as _;
@@ -15,7 +16,7 @@ use axum::extract::connect_info::{ConnectInfo, Connected};
 use axum::http::{Method, Uri};
 use axum::middleware::{Next, from_fn};
 use axum::response::Response;
-use axum::routing::{delete, get, post};
+use axum::routing::{delete, get, post, put};
 use axum::serve::IncomingStream;
 use conuma_api::{Code, Paths, Problem};
 use tokio::net::UnixListener;
@@ -74,6 +75,17 @@ impl Connected<IncomingStream<'_, UnixListener>> for Peer {
         routes::transfers,
         routes::transfer,
         routes::order,
+        policy::policy,
+        policy::check,
+        policy::apply,
+        policy::mode,
+        policy::plan,
+        policy::rebalance,
+        policy::why,
+        policy::pin,
+        policy::unpin,
+        policy::history,
+        policy::decision,
         events::events,
         routes::openapi
     ),
@@ -131,6 +143,13 @@ fn router(room: Arc<Room>, access: Access) -> Router {
         .route("/v1/vms/{name}", get(routes::vm))
         .route(Paths::TRANSFERS, get(routes::transfers))
         .route("/v1/transfers/{id}", get(routes::transfer))
+        .route(Paths::POLICY, get(policy::policy))
+        // Tells only what would change.
+        .route(Paths::POLICY_CHECK, post(policy::check))
+        .route(Paths::PLAN_REBALANCE, get(policy::plan))
+        .route("/v1/vms/{name}/why", get(policy::why))
+        .route(Paths::HISTORY, get(policy::history))
+        .route("/v1/history/{id}", get(policy::decision))
         .route(Paths::EVENTS, get(events::events))
         .route(Paths::OPENAPI, get(routes::openapi));
     let all = match access {
@@ -140,6 +159,10 @@ fn router(room: Arc<Room>, access: Access) -> Router {
             .route("/v1/vms/{name}", delete(routes::stop))
             .route("/v1/vms/{name}/release", post(routes::release))
             .route(Paths::TRANSFERS, post(routes::order))
+            .route(Paths::POLICY, post(policy::apply))
+            .route(Paths::POLICY_MODE, put(policy::mode))
+            .route(Paths::REBALANCE, post(policy::rebalance))
+            .route("/v1/vms/{name}/pin", put(policy::pin).delete(policy::unpin))
             .method_not_allowed_fallback(wrong_method),
     };
     all.fallback(nothing_here).layer(from_fn(tell_who)).with_state(room)

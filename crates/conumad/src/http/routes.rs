@@ -1,6 +1,7 @@
 //! What is answered to requests.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
@@ -17,13 +18,13 @@ use conuma_balancing::TransferId;
 
 use super::answer::{Answer, Refused, bad, read_json, read_name, read_query};
 use crate::clock::unix_ms;
-use crate::core::Stopped;
+use crate::core::{NotBegun, Stopped};
 use crate::vms::Room;
 use crate::wire;
 
-type Shared = State<Arc<Room>>;
+pub(super) type Shared = State<Arc<Room>>;
 
-fn stopping(_: Stopped) -> Refused {
+pub(super) fn stopping(_: Stopped) -> Refused {
     Refused(Problem::new(Code::Stopping, "the daemon is stopping"))
 }
 
@@ -128,13 +129,19 @@ pub(super) async fn transfer(State(room): Shared, Path(id): Path<String>) -> Ans
     responses((status = 200, description = "What would move, or the transfer that was begun", body = TransferAnswer),
         (status = 404, body = Problem), (status = 409, body = Problem)))]
 pub(super) async fn order(State(room): Shared, body: Bytes) -> Answer<TransferAnswer> {
-    let TransferOrder { request, preview } = read_json(&body)?;
-    let request = wire::engine_request(request);
+    let TransferOrder { request, preview, pin_for_ms } = read_json(&body)?;
     if preview {
+        let request = wire::engine_request(request);
         let planned = room.core.look(move |engine, _| engine.preview(&request)).await.map_err(stopping)?;
         return Ok(Json(TransferAnswer::Plan(wire::plan(&planned.map_err(|why| wire::refusal(&why))?))));
     }
-    let id = room.core.request(request).await.map_err(|why| wire::not_begun(&why))?;
+    let pin_for = pin_for_ms.map(Duration::from_millis);
+    let begun = match room.balance.order(request.clone(), pin_for).await {
+        // People's transfers do not hang on the policy.
+        Err(NotBegun::Stopped(_)) => room.core.request(wire::engine_request(request)).await,
+        begun => begun,
+    };
+    let id = begun.map_err(|why| wire::not_begun(&why))?;
     tracing::info!(transfer = id.0, "transfer accepted");
     Ok(Json(TransferAnswer::Transfer(Box::new(known_transfer(&room, id).await?))))
 }

@@ -2,6 +2,7 @@
 
 mod files;
 mod release;
+mod reports;
 mod spec;
 mod start;
 mod stop;
@@ -13,25 +14,26 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use conuma_agent_proto::Report;
 use conuma_api::{Code, Problem};
 use conuma_balancing::VmSeen;
 use conuma_binding::{BindingPlan, VmSpec};
 use conuma_hypervisor::gate::Gate;
 use conuma_hypervisor::{Hypervisor, HypervisorError, Vm};
 use conuma_topology::{Machine, VmName};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::actuator::{Baseline, Excuses};
 use crate::agent::AgentLink;
+use crate::balance::BalanceHandle;
 use crate::bus::Bus;
 use crate::clock::Clock;
 use crate::config::Settings;
 use crate::core::CoreHandle;
 use crate::voice::Voice;
 
+pub(crate) use reports::Reports;
 pub use start::Found;
 pub(crate) use start::find;
 
@@ -55,6 +57,11 @@ pub struct Room {
     pub stop: CancellationToken,
     /// What must end before the daemon does.
     pub tasks: TaskTracker,
+    /// Wakes one who waits when a guest has said that it is short of something and its report is there; remembers one such
+    /// call while nobody waits.
+    pub pressed: Arc<Notify>,
+    /// Decides what should move by itself.
+    pub(crate) balance: BalanceHandle,
     vms: Mutex<BTreeMap<VmName, Arc<Entry>>>,
 }
 
@@ -95,17 +102,10 @@ pub(crate) struct Running {
     voice: Voice,
 }
 
-/// The last two reports of a guest.
-#[derive(Default)]
-pub(crate) struct Reports {
-    pub(crate) last: Option<(Arc<Report>, Duration)>,
-    pub(crate) before: Option<Arc<Report>>,
-}
-
 impl Room {
     /// A room without VMs.
     #[expect(clippy::too_many_arguments, reason = "called once, all of them are parts of the room")]
-    pub fn new(
+    pub(crate) fn new(
         settings: Settings,
         machine: Machine,
         clock: Clock,
@@ -114,9 +114,11 @@ impl Room {
         hypervisor: Arc<dyn Hypervisor>,
         stop: CancellationToken,
         tasks: TaskTracker,
+        balance: BalanceHandle,
     ) -> Arc<Self> {
-        let vms = Mutex::default();
-        Arc::new(Self { settings, machine, started: clock.now(), clock, bus, core, hypervisor, stop, tasks, vms })
+        let (pressed, vms) = (Arc::default(), Mutex::default());
+        let started = clock.now();
+        Arc::new(Self { settings, machine, started, clock, bus, core, hypervisor, stop, tasks, pressed, balance, vms })
     }
 
     /// A VM.

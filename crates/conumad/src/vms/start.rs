@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use conuma_api::{Code, EventKind, Problem, StartPlan, VmDetail};
-use conuma_balancing::{Event, Resources, VmFound};
+use conuma_balancing::{Event, Holder, Refusal, Resources, VmFound};
 use conuma_binding::{Agent, BindingPlan, PlanError, PlanOptions, VmSpec};
 use conuma_hypervisor::gate::{Gate, Grip};
 use conuma_hypervisor::qemu::command_line;
@@ -27,6 +27,7 @@ use super::{Entry, Phase, Room, Running, observe};
 use crate::actuator::{Actuator, Baseline, Excuses, Tools, Watch, chain};
 use crate::agent::AgentLink;
 use crate::config::Settings;
+use crate::core::NotBegun;
 use crate::wire::{not_begun, refusal, resources};
 
 /// Context ids below are the hypervisor's and the host's own.
@@ -46,6 +47,7 @@ impl Room {
     pub(crate) async fn preview_start(&self, file: &str) -> Result<StartPlan, Problem> {
         let Planned { spec, plan } = self.plan(file)?;
         let engine_spec = engine_spec(&spec, &plan);
+        self.policy_admits(&engine_spec, &spec).await?;
         let moves = self.core.look(move |engine, _| engine.preview_start(&engine_spec)).await;
         let moves = moves.map_err(stopping)?.map_err(|why| refusal(&why))?;
         let mut holding = Resources::default();
@@ -102,8 +104,11 @@ impl Room {
     async fn admit(&self, file: &str) -> Result<(Arc<Entry>, Resources), Problem> {
         let entry = self.claim(file)?;
         let name = entry.plan.name.clone();
-        let admitted = self.core.admit(engine_spec(&entry.spec, &entry.plan)).await;
-        let admitted = admitted.map_err(|why| not_begun(&why));
+        let spec = engine_spec(&entry.spec, &entry.plan);
+        let admitted = match self.policy_admits(&spec, &entry.spec).await {
+            Ok(()) => self.book(spec, &entry.spec).await.map_err(|why| not_begun(&why)),
+            Err(problem) => Err(problem),
+        };
         let kept = admitted.and_then(|held| {
             let kept = VmFiles::of(&self.settings.vms(), &name).keep(file, &entry.plan);
             kept.map_err(|error| {
@@ -123,6 +128,24 @@ impl Room {
                 Err(problem)
             }
         }
+    }
+
+    /// Books what a VM begins with. Where nobody holds that much, the policy in force may make room first.
+    async fn book(&self, spec: conuma_balancing::VmSpec, file: &VmSpec) -> Result<Resources, NotBegun> {
+        let lacks = match self.core.admit(spec.clone()).await {
+            Err(NotBegun::Refused(why)) if is_for_room(&why) => why,
+            booked => return booked,
+        };
+        match self.balance.make_room(spec.clone(), file.weight).await {
+            Ok(true) => self.core.admit(spec).await,
+            Ok(false) | Err(_) => Err(lacks.into()),
+        }
+    }
+
+    /// Refuses a VM with which the policy in force could not hold.
+    async fn policy_admits(&self, spec: &conuma_balancing::VmSpec, file: &VmSpec) -> Result<(), Problem> {
+        // Without the policy the engine alone says who may start.
+        self.balance.admits(spec.clone(), file.weight).await.unwrap_or(Ok(()))
     }
 
     /// Plans the VM of this file and takes its name and its context id: from then on nobody else gets them.
@@ -287,6 +310,17 @@ impl Room {
         entry.phase.send_replace(Phase::Gone(why.clone()));
         self.bus.tell(EventKind::VmGone { vm: name.clone(), why });
     }
+}
+
+/// Whether nobody holds what a VM should begin with, though it could be promised to it.
+fn is_for_room(why: &Refusal) -> bool {
+    let lacking = match why {
+        Refusal::NotHeld { from, .. } | Refusal::TooFewCores { from, .. } | Refusal::TooLittleMemory { from, .. } => {
+            from
+        }
+        _ => return false,
+    };
+    *lacking == Holder::Pool
 }
 
 /// A VM did not come to run.

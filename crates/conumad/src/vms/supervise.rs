@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use conuma_agent_proto::{GuestFacts, Reply, Report, RequestBody};
+use conuma_agent_proto::{AgentError, GuestFacts, Reply, Report, RequestBody};
 use conuma_api::{EventKind, ViolationInfo};
 use conuma_balancing::Event;
 use conuma_binding::BindingPlan;
@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Entry, Phase, Room, Running};
 use crate::actuator::chain;
 use crate::agent::{AskError, LinkEvent, LinkState};
+use crate::config::Triggers;
 
 /// Memory of QEMU itself (its program, its heap, page tables' copies) that an audit lets pass on each node.
 pub(crate) const QEMU_SLACK: Bytes = Bytes::mib(256);
@@ -45,8 +46,12 @@ impl Room {
                 () = stop.cancelled() => return,
                 () = running.vm.ended() => break,
                 Some(event) = link.recv() => {
+                    // A report that came by itself is no reason to ask for one.
+                    let ask = !matches!(event, LinkEvent::Pressed { .. });
                     self.link_changed(entry, running, event).await;
-                    reports.reset_immediately();
+                    if ask {
+                        reports.reset_immediately();
+                    }
                 }
                 event = events.recv() => self.vm_event(entry, running, event).await,
                 _ = reports.tick() => again(&mut report, || {
@@ -83,13 +88,16 @@ impl Room {
         true
     }
 
-    async fn link_changed(&self, entry: &Entry, running: &Running, event: LinkEvent) {
+    async fn link_changed(self: &Arc<Self>, entry: &Arc<Entry>, running: &Arc<Running>, event: LinkEvent) {
         let vm = entry.plan.name.clone();
         match event {
             LinkEvent::Connected(facts) => {
                 if running.speaks() {
                     tracing::info!(%vm, kernel = %facts.kernel_release, agent = %facts.agent_version, "agent connected");
                 }
+                // Its answer is waited for elsewhere: nothing hangs on it.
+                let (room, of, link) = (self.clone(), entry.clone(), running.clone());
+                tokio::spawn(async move { room.watch(&of, &link).await });
                 self.first_baseline(entry, running, &facts).await;
                 let holding = facts.holding.as_ref().map(|cpus| entry.plan.replica.host_cpus(cpus));
                 if holding.is_some() {
@@ -105,6 +113,33 @@ impl Room {
                 self.core.happened(Event::AgentLost { vm: vm.clone() });
                 self.bus.tell(EventKind::AgentLost { vm, why });
             }
+            LinkEvent::Pressed { resource, report, dropped } => {
+                if dropped > 0 && running.speaks() {
+                    tracing::warn!(%vm, dropped, "its agent reports unasked without end: most of it is passed over");
+                }
+                tracing::debug!(%vm, ?resource, "a guest is short of something");
+                // Nobody knows what was plugged while it was made.
+                self.reported(entry, running, report, |_| None);
+                self.pressed.notify_one();
+            }
+        }
+    }
+
+    /// Has the agent report at once when its guest is short of something. One that cannot is asked for reports only.
+    async fn watch(&self, entry: &Entry, running: &Running) {
+        let vm = &entry.plan.name;
+        let Triggers { cpu, memory } = self.settings.triggers;
+        let body = RequestBody::Watch { cpu: Some(cpu), memory: Some(memory) };
+        let answered = match running.link.ask(0, self.settings.step, body).await {
+            Ok(asked) => asked.answer().await,
+            Err(error) => Err(error),
+        };
+        match answered {
+            Ok(Reply::Watching { cpu, memory }) => tracing::debug!(%vm, ?cpu, ?memory, "the agent watches pressure"),
+            Ok(_) => tracing::debug!(%vm, "the agent answered something that was not asked"),
+            Err(AskError::Unreachable) => {}
+            Err(AskError::Agent(AgentError::BadRequest(_))) => tracing::debug!(%vm, "an agent without pushes"),
+            Err(error) => tracing::debug!(%vm, %error, "its pressure is not watched"),
         }
     }
 
@@ -182,7 +217,7 @@ impl Room {
                     running.excuses.told(Instant::now());
                 }
                 let after = sizes(entry, running).await;
-                self.reported(entry, running, report, |node| {
+                self.reported(entry, running, Arc::new(report), |node| {
                     let at_rest = |state: &&MemoryState| state.requested == state.size;
                     after
                         .get(&node)
@@ -198,7 +233,13 @@ impl Room {
     }
 
     /// Keeps a report; `at_rest` is what was plugged on a node all the time while it was made.
-    fn reported(&self, entry: &Entry, running: &Running, report: Report, at_rest: impl Fn(NodeId) -> Option<Bytes>) {
+    fn reported(
+        &self,
+        entry: &Entry,
+        running: &Running,
+        report: Arc<Report>,
+        at_rest: impl Fn(NodeId) -> Option<Bytes>,
+    ) {
         let mut free = BTreeMap::new();
         for node in &report.nodes {
             let Some(host) = entry.plan.replica.host_node(node.node) else { continue };
@@ -208,9 +249,7 @@ impl Room {
             }
         }
         self.core.happened(Event::GuestMemory { vm: entry.plan.name.clone(), free });
-        let mut reports = running.reports();
-        let before = reports.last.replace((Arc::new(report), self.clock.now()));
-        reports.before = before.map(|(report, _)| report);
+        running.reports().keep(report, self.clock.now());
     }
 
     /// Holds where the pages of QEMU are against what the VM holds.

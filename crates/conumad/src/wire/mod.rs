@@ -1,6 +1,7 @@
 //! From what the daemon knows to what goes over the wire, and back.
 
 mod amounts;
+pub(crate) mod decision;
 mod guest;
 mod moves;
 

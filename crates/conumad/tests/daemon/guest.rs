@@ -1,18 +1,24 @@
 //! A fake agent on a Unix socket: keeps what it is told, and misbehaves when told to.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use conuma_agent_proto::{
-    AutoOnline, CgroupMode, Generation, GuestFacts, GuestNodeFacts, HoldingOutcome, MemoryState, NodeReport, Prepared,
-    Refusal, RefusalReason, Reply, Report, Request, RequestBody, Response, decode_request, encode_response,
+    AgentError, AutoOnline, CgroupMode, Generation, GuestFacts, GuestNodeFacts, HoldingOutcome, MemoryState,
+    NodeReport, Prepared, Pushed, Refusal, RefusalReason, Reply, Report, Request, RequestBody, RequestId, Resource,
+    Response, Trigger, decode_request, encode_response,
 };
+use conuma_hypervisor::fake::FakeVm;
 use conuma_topology::{Bytes, GuestCpuSet, GuestNodeId};
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::broadcast;
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::load::{Load, totals};
 
 /// What the guest does, and has been told.
 #[derive(Debug, Default)]
@@ -29,11 +35,23 @@ pub struct State {
     pub newest: Generation,
     /// Greetings so far.
     pub greetings: u32,
+    /// Its agent is of before pushes.
+    pub old: bool,
+    /// The triggers that it was told last, for CPUs and memory.
+    pub triggers: Option<(Option<Trigger>, Option<Trigger>)>,
+    /// Reports that it was asked for so far.
+    pub reports: u32,
+    /// What runs in it; without this its reports never change.
+    pub load: Option<Load>,
 }
+
+/// What it can send unasked before a connection has carried it away.
+const UNSENT: usize = 8192;
 
 /// A guest's agent; gone when dropped.
 pub struct Guest {
     state: Arc<Mutex<State>>,
+    pushes: broadcast::Sender<Response>,
     stop: CancellationToken,
     _end: DropGuard,
 }
@@ -42,6 +60,9 @@ pub const CPUS: u32 = 8;
 pub const NODES: u32 = 2;
 pub const BOOT: Bytes = Bytes::mib(128);
 
+/// How long it is up by reports that it is asked for.
+pub const UPTIME: Duration = Duration::from_secs(50);
+
 impl Guest {
     /// Listens at `path`.
     pub fn listen(path: &Path) -> Self {
@@ -49,14 +70,54 @@ impl Guest {
         let listener = UnixListener::bind(path).unwrap();
         let state = Arc::new(Mutex::new(State::default()));
         let stop = CancellationToken::new();
-        let (serving, ended) = (state.clone(), stop.clone());
+        let pushes = broadcast::Sender::new(UNSENT);
+        let (serving, pushed, ended) = (state.clone(), pushes.clone(), stop.clone());
         tokio::spawn(async move {
             while let Some(Ok((stream, _))) = ended.run_until_cancelled(listener.accept()).await {
-                let (state, ended) = (serving.clone(), ended.clone());
-                tokio::spawn(async move { ended.run_until_cancelled(converse(stream, state)).await });
+                let (state, pushed, ended) = (serving.clone(), pushed.subscribe(), ended.clone());
+                tokio::spawn(async move { ended.run_until_cancelled(converse(stream, state, pushed)).await });
             }
         });
-        Self { state, stop: stop.clone(), _end: stop.drop_guard() }
+        Self { state, pushes, stop: stop.clone(), _end: stop.drop_guard() }
+    }
+
+    /// Sends a report unasked, of a guest that is up for so long.
+    pub fn push(&self, resource: Resource, uptime: Duration) {
+        let pushed = Pushed { resource, report: report(uptime) };
+        self.pushes.send(Response { id: RequestId::PUSHED, body: Ok(Reply::Pushed(pushed)) }).unwrap();
+    }
+
+    /// From now on it has a load, at first one of nothing.
+    pub fn begin_load(&self, vm: Arc<FakeVm>) {
+        self.state().load = Some(Load::none(vm));
+    }
+
+    /// Changes its load.
+    pub fn load(&self, change: impl FnOnce(&mut Load)) {
+        let mut state = self.state();
+        state.count();
+        change(state.load.as_mut().expect("a guest with a load"));
+    }
+
+    /// So many threads want to run.
+    pub fn run(&self, threads: f64) {
+        self.load(|load| load.threads = threads);
+    }
+
+    /// So much of a node is in use.
+    pub fn fill(&self, node: u32, mib: u64) {
+        self.load(|load| {
+            load.in_use.insert(node, Bytes::mib(mib));
+        });
+    }
+
+    /// Reports its load unasked.
+    pub async fn press(&self, resource: Resource) {
+        let vm = self.state().load.as_ref().expect("a guest with a load").vm();
+        let totals = totals(&vm).await;
+        let report = self.state().counted(&totals).expect("a load");
+        let pushed = Pushed { resource, report };
+        self.pushes.send(Response { id: RequestId::PUSHED, body: Ok(Reply::Pushed(pushed)) }).unwrap();
     }
 
     /// What it does and was told.
@@ -75,16 +136,64 @@ impl Guest {
     }
 }
 
-async fn converse(stream: UnixStream, state: Arc<Mutex<State>>) {
+impl State {
+    /// Its kernel counts what ran.
+    fn count(&mut self) {
+        let held = self.holding.clone().unwrap_or_else(|| GuestCpuSet::range(0, CPUS - 1));
+        if let Some(load) = &mut self.load {
+            load.count(&held);
+        }
+    }
+
+    fn counted(&mut self, totals: &BTreeMap<u32, Bytes>) -> Option<Report> {
+        self.count();
+        self.load.as_ref().map(|load| load.report(totals))
+    }
+}
+
+/// The VM whose load is to be reported, if there is one and its guest answers.
+fn reports_of(state: &Mutex<State>) -> Option<Arc<FakeVm>> {
+    let state = state.lock().unwrap();
+    state.load.as_ref().filter(|_| !state.silent).map(Load::vm)
+}
+
+async fn converse(stream: UnixStream, state: Arc<Mutex<State>>, mut pushes: broadcast::Receiver<Response>) {
     let mut frames = Framed::new(stream, LengthDelimitedCodec::new());
-    while let Some(Ok(frame)) = frames.next().await {
-        let Request { id, generation, body, .. } = decode_request(&frame).unwrap();
-        let reply = answer(&mut state.lock().unwrap(), generation, body);
-        if let Some(reply) = reply {
-            let bytes = encode_response(&Response { id, body: Ok(reply) });
-            if frames.send(bytes::Bytes::from(bytes)).await.is_err() {
-                return;
+    loop {
+        let response = tokio::select! {
+            frame = frames.next() => {
+                let Some(Ok(frame)) = frame else { return };
+                let Request { id, generation, body, .. } = decode_request(&frame).unwrap();
+                if let (Some(vm), RequestBody::Report) = (reports_of(&state), &body) {
+                    let totals = totals(&vm).await;
+                    let report = {
+                        let mut state = state.lock().unwrap();
+                        state.reports += 1;
+                        state.counted(&totals)
+                    };
+                    let response = Response { id, body: Ok(Reply::Report(report.unwrap())) };
+                    let frame = bytes::Bytes::from(encode_response(&response));
+                    if frames.send(frame).await.is_err() {
+                        return;
+                    }
+                    continue;
+                }
+                let old = state.lock().unwrap().old && matches!(body, RequestBody::Watch { .. });
+                match answer(&mut state.lock().unwrap(), generation, body) {
+                    _ if old => Response { id, body: Err(AgentError::BadRequest("what is that?".into())) },
+                    Some(reply) => Response { id, body: Ok(reply) },
+                    None => continue,
+                }
             }
+            pushed = pushes.recv() => match pushed {
+                Ok(pushed) => pushed,
+                // Too much at once.
+                Err(broadcast::error::RecvError::Lagged(_)) => continue,
+                Err(broadcast::error::RecvError::Closed) => return,
+            },
+        };
+        if frames.send(bytes::Bytes::from(encode_response(&response))).await.is_err() {
+            return;
         }
     }
 }
@@ -101,6 +210,7 @@ fn answer(state: &mut State, generation: Generation, body: RequestBody) -> Optio
     Some(match body {
         RequestBody::ApplyHolding { cpus } => {
             assert!(generation >= state.newest, "an older decision came after a newer one");
+            state.count();
             state.newest = generation;
             let all = GuestCpuSet::range(0, CPUS - 1);
             let refused = state.clings_to.difference(&cpus);
@@ -133,12 +243,19 @@ fn answer(state: &mut State, generation: Generation, body: RequestBody) -> Optio
             satisfied: true,
             waited: Duration::ZERO,
         }),
-        RequestBody::Report => Reply::Report(report()),
+        RequestBody::Report => {
+            state.reports += 1;
+            Reply::Report(report(UPTIME))
+        }
+        RequestBody::Watch { cpu, memory } => {
+            state.triggers = Some((cpu, memory));
+            Reply::Watching { cpu, memory }
+        }
         RequestBody::Hello(_) => unreachable!("answered above"),
     })
 }
 
-fn report() -> Report {
+fn report(uptime: Duration) -> Report {
     let node = |node| NodeReport {
         node: GuestNodeId(node),
         total: BOOT,
@@ -151,8 +268,11 @@ fn report() -> Report {
         huge_free: Bytes::ZERO,
         blocks_online: BOOT,
         blocks_offline: Bytes::ZERO,
+        refaults: Some(0),
+        active_file: Some(Bytes::ZERO),
+        shmem: Some(Bytes::ZERO),
     };
-    Report { uptime: Duration::from_secs(1), nodes: (0..NODES).map(node).collect(), ..Report::default() }
+    Report { uptime, nodes: (0..NODES).map(node).collect(), ..Report::default() }
 }
 
 fn facts(state: &State) -> GuestFacts {

@@ -12,9 +12,10 @@ use conuma_api::{
 use conuma_balancing::Timing;
 use conuma_binding::{Accel, Reserve};
 use conuma_hypervisor::fake::{FakeHypervisor, FakeVm};
+use conuma_linux::procfs::ProcFs;
 use conuma_topology::{Bytes, CpuSet, NodeId, VmName};
 use conumad::agent::Doors;
-use conumad::{Daemon, Settings, Surroundings};
+use conumad::{Daemon, Settings, Surroundings, Triggers};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
@@ -121,8 +122,12 @@ impl Host {
             look: Duration::from_millis(50),
             stray: 50,
             report: Duration::from_millis(100),
+            triggers: Triggers::default(),
             audit: Duration::from_millis(100),
             step: Duration::from_secs(5),
+            policy: None,
+            balance_tick: Duration::from_millis(100),
+            recall_deadline: Duration::from_secs(1),
         };
         (self.adjust)(&mut settings);
         settings
@@ -131,12 +136,22 @@ impl Host {
     fn surroundings(&self) -> Surroundings {
         let hypervisor = Arc::new(self.hypervisor.clone());
         let online = self.dir.path().join("online");
-        Surroundings { machine: self.machine.parse().unwrap(), boot_id: "this boot".into(), hypervisor, online }
+        let proc = ProcFs::new(self.dir.path().join("host"));
+        let machine = self.machine.parse().unwrap();
+        Surroundings { machine, boot_id: "this boot".into(), hypervisor, online, proc }
     }
 
     /// The host's kernel says that these CPUs are online.
     pub fn cpus_online(&self, list: &str) {
         std::fs::write(self.dir.path().join("online"), format!("{list}\n")).unwrap();
+    }
+
+    /// The host's kernel says that so much of each node could be had.
+    pub fn host_has_available(&self, node: u32, mib: u64) {
+        let dir = self.dir.path().join(format!("host/sys/devices/system/node/node{node}"));
+        std::fs::create_dir_all(&dir).unwrap();
+        let text = format!("Node {node} MemFree: {} kB\nNode {node} FilePages: 0 kB\n", mib * 1024);
+        std::fs::write(dir.join("meminfo"), text).unwrap();
     }
 
     /// What a second start of the daemon comes to.

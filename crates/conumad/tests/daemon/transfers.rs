@@ -228,6 +228,14 @@ async fn a_kind_of_events_that_is_not_is_refused_with_those_that_are() {
 async fn cores_do_not_wait_for_a_guest_that_is_slow_to_make_room() {
     let host = Host::boot().await;
     let (a, _b) = host.two_vms().await;
+    // It has enough to spare, but not on that node.
+    a.begin_load(host.fake("a"));
+    a.fill(1, 250);
+    let free = |node: &conuma_api::NodeLoad| node.node == NodeId(1) && node.free == Bytes::mib(6);
+    host.eventually("it has reported so", || async {
+        host.vm("a").await.report.is_some_and(|report| report.nodes.iter().any(free))
+    })
+    .await;
     a.state().never_makes_room = true;
     let memory_first = host.client.transfer(lend("a", "b", memory(1, 64))).await.unwrap().id;
     let cores = host.transfer(lend("a", "b", cpus("2-3"))).await;

@@ -1,0 +1,208 @@
+//! What is decided of cores.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use conuma_balancing::{Holder, Move, Resources};
+use conuma_topology::{CoreId, CpuSet};
+
+use super::Balancer;
+use super::view::View;
+use crate::decision::{Held, Rejected, Step, Why, WhyNot};
+use crate::divide;
+use crate::place::{self, Home, Tenant};
+use crate::rules::Tuning;
+use crate::scene::Scene;
+
+/// A VM whose cores moved is left where it is for so many dwell times, unless it gets more or fewer.
+const SETTLES: u32 = 20;
+
+/// What moves.
+#[derive(Debug, Default)]
+pub(super) struct CorePlan {
+    pub(super) steps: Vec<Step>,
+    /// By view: its fair share.
+    pub(super) shares: Vec<usize>,
+    pub(super) rejected: Vec<Rejected>,
+}
+
+pub(super) fn plan(balancer: &Balancer, scene: &Scene<'_>, views: &[View<'_>], usable: &CpuSet, now: Duration) -> CorePlan {
+    let tuning = &balancer.rules.tuning;
+    let all = Draft::make(balancer, scene, views, usable, now, false);
+    let (gain, cost) = (all.gain * tuning.horizon, all.cost(tuning));
+    let budget = balancer.stability.budget(now, tuning);
+    let paid = all.steps.iter().filter(|step| step.why != Why::Guarantee);
+    let moved = paid.map(|step| scene.layout.cores_in(&step.step.what.cpus).len()).sum::<usize>();
+    let why_not = match () {
+        () if moved == 0 => None,
+        () if gain <= cost => Some(WhyNot::NoGain { gain, cost }),
+        () if moved > budget as usize => Some(WhyNot::Budget(tuning.moves_per_minute)),
+        () => None,
+    };
+    let mut rejected = unmet(views, &all.shares);
+    let chosen = match why_not {
+        None => all,
+        Some(why) => {
+            for (view, (after, before)) in views.iter().zip(all.after.iter().zip(views.iter().map(|view| &view.cores))) {
+                if after != before {
+                    let cores = after.len() as i64 - before.len() as i64;
+                    rejected.push(Rejected { vm: view.vm.name.clone(), cores, memory: BTreeMap::new(), why: why.clone() });
+                }
+            }
+            let shares = all.shares;
+            Draft { shares, ..Draft::make(balancer, scene, views, usable, now, true) }
+        }
+    };
+    CorePlan { steps: chosen.steps, shares: chosen.shares, rejected }
+}
+
+/// VMs that would use more than they get, and why they do not get it.
+fn unmet(views: &[View<'_>], shares: &[usize]) -> Vec<Rejected> {
+    let missing = |(view, share): (&View<'_>, &usize)| {
+        let more = view.wanted.checked_sub(*share).filter(|more| *more > 0 && view.estimate.is_some())?;
+        let why = match view.held {
+            Some(held) => WhyNot::Held(held),
+            None if *share >= view.most => WhyNot::Limit,
+            None => WhyNot::FairShare,
+        };
+        Some(Rejected { vm: view.vm.name.clone(), cores: more as i64, memory: BTreeMap::new(), why })
+    };
+    views.iter().zip(shares).filter_map(missing).collect()
+}
+
+/// A division with its placement.
+struct Draft {
+    shares: Vec<usize>,
+    after: Vec<Vec<CoreId>>,
+    steps: Vec<Step>,
+    /// In cores, as long as the load lasts.
+    gain: f64,
+    moved: usize,
+}
+
+impl Draft {
+    fn make(
+        balancer: &Balancer,
+        scene: &Scene<'_>,
+        views: &[View<'_>],
+        usable: &CpuSet,
+        now: Duration,
+        urgent: bool,
+    ) -> Self {
+        let tuning = &balancer.rules.tuning;
+        let total = scene.layout.cores_in(usable).len();
+        let claims: Vec<_> = views.iter().map(|view| view.claim(urgent)).collect();
+        let shares = divide::cores(total, &claims);
+        let tenants: Vec<Tenant> = views
+            .iter()
+            .zip(&shares)
+            .map(|(view, share)| tenant(balancer, scene, view, *share, now, urgent))
+            .collect();
+        let after = place::place(scene.layout, usable, &tenants, tuning.far_loss).cores;
+        let mut draft = Self { shares, after, steps: Vec::new(), gain: 0.0, moved: 0 };
+        draft.steps = draft.steps(scene, views);
+        draft.gain = draft.gain(scene, views, tuning);
+        draft
+    }
+
+    fn cost(&self, tuning: &Tuning) -> f64 {
+        self.moved as f64 * tuning.core_cost
+    }
+
+    /// Who gets which cores from whom.
+    fn steps(&mut self, scene: &Scene<'_>, views: &[View<'_>]) -> Vec<Step> {
+        let mut owner: BTreeMap<CoreId, usize> = BTreeMap::new();
+        for (index, view) in views.iter().enumerate() {
+            owner.extend(view.cores.iter().map(|core| (*core, index)));
+        }
+        // By giver, recipient and reason; `None` is the pool.
+        let mut parts: BTreeMap<(Why, Option<usize>, Option<usize>), CpuSet> = BTreeMap::new();
+        let mut add = |why: Why, from: Option<usize>, to: Option<usize>, core: CoreId| {
+            if let Some(seat) = scene.layout.cores.get(&core) {
+                parts.entry((why, from, to)).or_default().extend(seat.cpus.iter());
+            }
+        };
+        let mut taken: BTreeMap<CoreId, usize> = BTreeMap::new();
+        for (index, (view, after)) in views.iter().zip(&self.after).enumerate() {
+            let mut has = view.cores.len();
+            for core in after.iter().filter(|core| view.cores.binary_search(core).is_err()) {
+                let owed = view.needed > view.cores.len() && has < view.needed || view.named.contains(core);
+                let why = match () {
+                    () if owed => Why::Guarantee,
+                    () if after.len() > view.cores.len() => Why::Demand,
+                    () => Why::Locality,
+                };
+                has += 1;
+                add(why, owner.get(core).copied(), Some(index), *core);
+                taken.insert(*core, index);
+            }
+        }
+        for (index, (view, after)) in views.iter().zip(&self.after).enumerate() {
+            for core in view.cores.iter().filter(|core| after.binary_search(core).is_err() && !taken.contains_key(core)) {
+                add(Why::Locality, Some(index), None, *core);
+            }
+        }
+        let holder = |index: Option<usize>| index.map_or(Holder::Pool, |index| Holder::Vm(views[index].vm.name.clone()));
+        self.moved = parts.values().map(|cpus| scene.layout.cores_in(cpus).len()).sum();
+        let step = |((why, from, to), cpus): ((Why, Option<usize>, Option<usize>), CpuSet)| Step {
+            step: Move { from: holder(from), to: holder(to), what: Resources::cores(cpus) },
+            why,
+        };
+        parts.into_iter().map(step).collect()
+    }
+
+    /// What all of it brings, in cores: what is used more, what comes nearer to its fair share, and what is near instead of far.
+    fn gain(
+        &self,
+        scene: &Scene<'_>,
+        views: &[View<'_>],
+        tuning: &Tuning,
+    ) -> f64 {
+        let mut gain = 0.0;
+        for (view, after) in views.iter().zip(&self.after).filter(|(view, _)| !view.is_fixed()) {
+            let wanted = view.estimate.map_or(view.wanted as f64, |estimate| estimate.cores.wanted);
+            let useful = |cores: usize| (cores as f64).min(wanted);
+            let change = useful(after.len()) - useful(view.cores.len());
+            // What is taken from a VM that uses it was above its share.
+            gain += if change < 0.0 { change / 2.0 } else { change };
+            gain += far(scene, &view.home, &view.cores, tuning) - far(scene, &view.home, after, tuning);
+        }
+        gain
+    }
+}
+
+/// What a VM loses by far cores, in cores.
+pub(super) fn far(scene: &Scene<'_>, home: &Home, cores: &[CoreId], tuning: &Tuning) -> f64 {
+    let mut counts = vec![0; scene.layout.nodes.len()];
+    for seat in cores.iter().filter_map(|core| scene.layout.cores.get(core)) {
+        counts[seat.place] += 1;
+    }
+    place::far_cores(home, &counts) * tuning.far_loss
+}
+
+fn tenant(balancer: &Balancer, scene: &Scene<'_>, view: &View<'_>, share: usize, now: Duration, urgent: bool) -> Tenant {
+    let tuning = &balancer.rules.tuning;
+    let rests = urgent || view.held.is_some() || balancer.stability.cores_moved_within(&view.vm.name, tuning.dwell() * SETTLES, now);
+    // Twice what it costs: what is as good elsewhere is no reason to go there.
+    let step = if rests { 100.0 } else { 2.0 * tuning.core_cost / tuning.horizon.max(0.1) + 0.02 };
+    let fixed = view.is_fixed() || (view.held == Some(Held::Dwell) && share == view.cores.len() && view.named.is_empty());
+    let named = if fixed { Vec::new() } else { named(scene, view) };
+    Tenant {
+        count: share,
+        held: view.cores.clone(),
+        fixed,
+        named,
+        allowed: view.allowed.clone(),
+        home: view.home.clone(),
+        step,
+    }
+}
+
+/// Of the cores that a guarantee names, those that are needed now: first those that are there, then those that nobody has.
+fn named(scene: &Scene<'_>, view: &View<'_>) -> Vec<CoreId> {
+    let free = |core: &CoreId| scene.layout.cores.get(core).is_some_and(|seat| seat.cpus.is_subset(&scene.pool.cpus));
+    let mut named = view.named.clone();
+    named.sort_by_key(|core| (view.cores.binary_search(core).is_err(), !free(core), *core));
+    named.truncate(view.needed);
+    named
+}

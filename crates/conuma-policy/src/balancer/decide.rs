@@ -1,0 +1,93 @@
+//! One decision from all its parts.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use conuma_balancing::{Holder, Resources};
+use conuma_topology::{Bytes, CpuSet, NodeId, VmName};
+
+use super::view::View;
+use super::{Balancer, cores, memory};
+use crate::decision::{Decision, Outlook};
+use crate::demand::Estimate;
+use crate::place::Map;
+use crate::scene::Scene;
+use crate::score::{self, Means};
+
+pub(super) fn decide(balancer: &Balancer, scene: &Scene<'_>, now: Duration) -> Decision {
+    let usable = scene.host.everything().cpus.difference(&scene.host.reserve.cpus).difference(&scene.offline);
+    let distance =
+        |from: NodeId, to: NodeId| scene.host.distances.get(from, to).unwrap_or(if from == to { 10 } else { 20 });
+    let map = Map::new(scene.layout, scene.host.memory.keys().copied(), distance);
+    let views: Vec<View<'_>> =
+        scene.vms.iter().map(|vm| View::new(balancer, scene, vm, &map, &usable, now)).collect();
+    let mut cores = cores::plan(balancer, scene, &views, &usable, now);
+    let mut memory = memory::plan(balancer, scene, &views, now);
+    let mut moves = std::mem::take(&mut cores.steps);
+    moves.append(&mut memory.steps);
+    moves.sort_by_key(|step| step.why);
+    let mut rejected = std::mem::take(&mut cores.rejected);
+    rejected.append(&mut memory.rejected);
+
+    let mut after: BTreeMap<&VmName, Resources> =
+        views.iter().map(|view| (&view.vm.name, view.vm.holding.clone())).collect();
+    for step in &moves {
+        if let Holder::Vm(vm) = &step.step.from
+            && let Some(holding) = after.get_mut(vm)
+        {
+            *holding = holding.saturating_sub(&step.step.what);
+        }
+    }
+    for step in &moves {
+        if let Holder::Vm(vm) = &step.step.to
+            && let Some(holding) = after.get_mut(vm)
+        {
+            holding.add(&step.step.what);
+        }
+    }
+    let nodes: Vec<NodeId> = scene.host.memory.keys().copied().collect();
+    let mut outlooks: Vec<(u32, Outlook)> = Vec::with_capacity(views.len());
+    for (index, view) in views.iter().enumerate() {
+        let after = after.remove(&view.vm.name).unwrap_or_default();
+        let wanted: BTreeMap<NodeId, Bytes> = match view.estimate {
+            Some(_) => nodes.iter().map(|node| (*node, view.wanted_on(*node))).collect(),
+            None => BTreeMap::new(),
+        };
+        let score = |holding: &Resources| score(balancer, scene, view, holding, &usable, &wanted);
+        let outlook = Outlook {
+            vm: view.vm.name.clone(),
+            estimate: view.estimate.cloned().unwrap_or_else(|| Estimate::default()),
+            holding: view.vm.holding.clone(),
+            wanted_cores: view.wanted,
+            needed_cores: view.needed,
+            share: cores.shares.get(index).copied().unwrap_or_default(),
+            held: view.held,
+            score_now: score(&view.vm.holding),
+            score_after: score(&after),
+            after,
+        };
+        outlooks.push((view.terms.weight, outlook));
+    }
+    let score_now = score::of_host(outlooks.iter().map(|(weight, outlook)| (*weight, outlook.score_now)));
+    let score_after = score::of_host(outlooks.iter().map(|(weight, outlook)| (*weight, outlook.score_after)));
+    let vms = outlooks.into_iter().map(|(_, outlook)| outlook).collect();
+    Decision { at: now, vms, moves, rejected, score_now, score_after }
+}
+
+fn score(
+    balancer: &Balancer,
+    scene: &Scene<'_>,
+    view: &View<'_>,
+    holding: &Resources,
+    usable: &CpuSet,
+    wanted: &BTreeMap<NodeId, Bytes>,
+) -> f64 {
+    let own = scene.layout.cores_in(&holding.cpus.intersection(usable));
+    score::of_vm(&Means {
+        wanted: view.estimate.map(|estimate| estimate.cores.wanted),
+        cores: own.len(),
+        lost: cores::far(scene, &view.home, &own, &balancer.rules.tuning),
+        memory: wanted,
+        holding,
+    })
+}

@@ -1,0 +1,231 @@
+//! What one decision knows of one VM.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use conuma_balancing::{CoreDemand, MemoryDemand, Resources};
+use conuma_topology::{Bytes, CoreId, CpuSet, NodeId};
+
+use super::Balancer;
+use crate::decision::Held;
+use crate::demand::Estimate;
+use crate::divide::CoreClaim;
+use crate::place::{Home, Map};
+use crate::rules::Terms;
+use crate::scene::{Scene, VmScene};
+
+/// Of a VM's home, what its devices count beside its memory.
+const DEVICES: f64 = 0.3;
+
+/// A VM as it is decided on.
+#[derive(Debug)]
+pub(super) struct View<'a> {
+    pub(super) vm: &'a VmScene,
+    pub(super) terms: Terms,
+    /// What it wants, if that is known.
+    pub(super) estimate: Option<&'a Estimate>,
+    /// The cores that it holds and could use.
+    pub(super) cores: Vec<CoreId>,
+    /// Cores that it wants, whole, and how much of the last.
+    pub(super) wanted: usize,
+    pub(super) last: f64,
+    /// Of its guarantee, what it needs.
+    pub(super) needed: usize,
+    /// Cores at most.
+    pub(super) most: usize,
+    /// Why its cores are left as they are.
+    pub(super) held: Option<Held>,
+    /// Cores that its guarantee names, of those that can be used.
+    pub(super) named: Vec<CoreId>,
+    /// The only cores that it may have.
+    pub(super) allowed: Option<CpuSet>,
+    /// Where its memory and its devices are.
+    pub(super) home: Home,
+}
+
+impl<'a> View<'a> {
+    pub(super) fn new(
+        balancer: &'a Balancer,
+        scene: &'a Scene<'_>,
+        vm: &'a VmScene,
+        map: &Map,
+        usable: &CpuSet,
+        now: Duration,
+    ) -> Self {
+        let tuning = &balancer.rules.tuning;
+        let terms = balancer.rules.terms(vm, scene.wall);
+        let estimate = balancer.estimate(&vm.name, now);
+        let cores = scene.layout.cores_in(&vm.holding.cpus.intersection(usable));
+        let count = |demand: &CoreDemand| match demand {
+            CoreDemand::Count(count) => *count,
+            CoreDemand::Cpus(cpus) => scene.layout.cores_in(&cpus.intersection(usable)).len(),
+        };
+        let guaranteed = terms.guarantee.cores.as_ref().map_or(1, count).max(1);
+        let named = match &terms.guarantee.cores {
+            Some(CoreDemand::Cpus(cpus)) => scene.layout.cores_in(&cpus.intersection(usable)),
+            _ => Vec::new(),
+        };
+        let (most, allowed) = match &terms.limit.cores {
+            None => (usize::MAX, None),
+            Some(CoreDemand::Count(count)) => (*count, None),
+            Some(CoreDemand::Cpus(cpus)) => (scene.layout.cores_in(&cpus.intersection(usable)).len(), Some(cpus.clone())),
+        };
+        // What is above a limit already need not go.
+        let most = most.max(1);
+        let (wanted, last) = match estimate {
+            Some(estimate) => whole(estimate.cores.wanted, cores.len(), tuning.dead_band),
+            None => (cores.len().max(guaranteed), 1.0),
+        };
+        let needed = match estimate {
+            Some(_) if tuning.lend_idle_guarantee => guaranteed.min(wanted),
+            _ => guaranteed,
+        };
+        let held = match () {
+            () if balancer.pins.holds(&vm.name, now) => Some(Held::Pinned),
+            () if terms.hands_off => Some(Held::HandsOff),
+            () if vm.busy.cores => Some(Held::Busy),
+            () if balancer.stability.cores_dwell(&vm.name, now, tuning) => Some(Held::Dwell),
+            () if estimate.is_none() => Some(Held::Unknown),
+            () => None,
+        };
+        let home = map.home(&home(vm, estimate));
+        Self { vm, terms, estimate, cores, wanted, last, needed: needed.min(most), most, held, named, allowed, home }
+    }
+
+    /// Whether nothing may be done to it, also for the guarantees of others.
+    pub(super) fn is_fixed(&self) -> bool {
+        matches!(self.held, Some(Held::Pinned | Held::HandsOff | Held::Busy))
+    }
+
+    /// What it brings to the division of cores; if `urgent`, only what is needed of guarantees moves.
+    pub(super) fn claim(&self, urgent: bool) -> CoreClaim {
+        let held = self.cores.len();
+        if self.is_fixed() {
+            return CoreClaim::fixed(held);
+        }
+        let rests = urgent || self.held.is_some();
+        let floor = if rests { held.max(self.needed) } else { self.needed };
+        CoreClaim {
+            weight: self.terms.weight,
+            priority: self.terms.priority,
+            held,
+            floor,
+            firm: self.needed,
+            most: if rests { floor } else { self.most.max(self.needed) },
+            wanted: self.wanted,
+            last: self.last,
+        }
+    }
+
+    /// What it wants of a node's memory; where that is not known, what it holds.
+    pub(super) fn wanted_on(&self, node: NodeId) -> Bytes {
+        match self.estimate {
+            Some(estimate) => {
+                let wanted = estimate.memory.get(&node).map_or(Bytes::ZERO, |estimate| estimate.wanted);
+                // What the kernel keeps for itself is no part of what it reports, but of what it holds.
+                wanted + self.kept_by_kernel(node)
+            }
+            None => self.vm.holding.on(node),
+        }
+    }
+
+    /// What it holds beyond what its guest can use: the kernel's own, and the map of memory.
+    fn kept_by_kernel(&self, node: NodeId) -> Bytes {
+        let total = self.estimate.and_then(|estimate| estimate.memory.get(&node)).map(|node| node.total);
+        total.map_or(Bytes::ZERO, |total| self.vm.holding.on(node).saturating_sub(total))
+    }
+
+    /// What it cannot do without on a node.
+    pub(super) fn keeps_on(&self, node: NodeId) -> Bytes {
+        match self.estimate.and_then(|estimate| estimate.memory.get(&node)) {
+            Some(estimate) => estimate.in_use + Bytes(estimate.headroom.0 / 2) + self.kept_by_kernel(node),
+            None => self.vm.holding.on(node),
+        }
+    }
+
+    /// Of its guarantee of memory, what it needs on each of these nodes.
+    pub(super) fn needed_memory(&self, nodes: &[NodeId], lend_idle: bool) -> BTreeMap<NodeId, Bytes> {
+        let lend_idle = lend_idle && self.estimate.is_some();
+        let wanted = |node: &NodeId| self.wanted_on(*node);
+        let held = |node: &NodeId| self.vm.holding.on(*node);
+        match &self.terms.guarantee.memory {
+            None => BTreeMap::new(),
+            Some(MemoryDemand::PerNode(guaranteed)) => {
+                let needed = |(node, bytes): (&NodeId, &Bytes)| {
+                    (*node, if lend_idle { (*bytes).min(wanted(node)) } else { *bytes })
+                };
+                guaranteed.iter().map(needed).collect()
+            }
+            Some(MemoryDemand::Total(total)) => {
+                // In proportion to what it wants where; what it does not need stays where it is.
+                let claim = |node: &NodeId| if lend_idle { wanted(node) } else { wanted(node).max(held(node)) };
+                let all: u64 = nodes.iter().map(|node| claim(node).0).sum();
+                let part = |node: &NodeId| {
+                    let bytes = claim(node).0;
+                    let bytes = if all > total.0 { (bytes as u128 * total.0 as u128 / all as u128) as u64 } else { bytes };
+                    (*node, Bytes(bytes))
+                };
+                nodes.iter().map(part).collect()
+            }
+        }
+    }
+}
+
+/// So many whole cores, and how much of the last it uses. A core more comes only for more than the band, and goes only with next to nothing
+/// left for it to do.
+fn whole(wanted: f64, held: usize, band: f64) -> (usize, f64) {
+    let band = band + 0.02 * wanted;
+    let own = held as f64;
+    if held > 0 && wanted > own - 1.0 + band / 4.0 && wanted <= own + band {
+        return (held, 1.0);
+    }
+    let cores = (wanted - band).ceil().max(1.0);
+    (cores as usize, (wanted - (cores - 1.0)).clamp(0.0, 1.0))
+}
+
+/// Where a VM's memory and devices are, as shares.
+fn home(vm: &VmScene, estimate: Option<&Estimate>) -> BTreeMap<NodeId, f64> {
+    let used: BTreeMap<NodeId, f64> = match estimate {
+        Some(estimate) if !estimate.memory.is_empty() => {
+            estimate.memory.iter().map(|(node, memory)| (*node, (memory.in_use.0 + memory.cache.0) as f64)).collect()
+        }
+        _ => held_shares(&vm.holding),
+    };
+    let all: f64 = used.values().sum();
+    if all <= 0.0 && vm.homes.is_empty() {
+        return BTreeMap::new();
+    }
+    let devices = if vm.homes.is_empty() { 0.0 } else { DEVICES };
+    let memory = if all > 0.0 { 1.0 - devices } else { 0.0 };
+    let devices = 1.0 - memory;
+    let mut home: BTreeMap<NodeId, f64> = BTreeMap::new();
+    for (node, bytes) in used.into_iter().filter(|(_, bytes)| *bytes > 0.0) {
+        *home.entry(node).or_default() += memory * bytes / all;
+    }
+    for node in &vm.homes {
+        *home.entry(*node).or_default() += devices / vm.homes.len() as f64;
+    }
+    home
+}
+
+fn held_shares(holding: &Resources) -> BTreeMap<NodeId, f64> {
+    holding.memory.iter().map(|(node, bytes)| (*node, bytes.0 as f64)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_differences_change_nothing() {
+        for wanted in [3.1, 3.4, 3.9, 4.0, 4.1, 4.25] {
+            assert_eq!(whole(wanted, 4, 0.2).0, 4, "{wanted}");
+        }
+        assert_eq!(whole(4.5, 4, 0.2).0, 5);
+        assert_eq!(whole(3.0, 4, 0.2).0, 3);
+        assert_eq!(whole(3.1, 3, 0.2).0, 3);
+        assert_eq!(whole(2.6, 4, 0.2).0, 3);
+        assert_eq!(whole(0.0, 4, 0.2).0, 1);
+        assert_eq!(whole(7.5, 2, 0.2), (8, 0.5));
+    }
+}

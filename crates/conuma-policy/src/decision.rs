@@ -1,0 +1,199 @@
+//! What was decided, and everything that explains it: data for people and programs, nothing of it is text to parse.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use conuma_balancing::{Move, Request, Resources, Shortage};
+use conuma_topology::{Bytes, CpuSet, NodeId, VmName};
+use serde::{Deserialize, Serialize};
+
+use crate::demand::Estimate;
+
+/// A decision: what should move now, and why.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Decision {
+    /// When, by the host's clock.
+    pub at: Duration,
+    /// Each VM, by name.
+    pub vms: Vec<Outlook>,
+    /// What should move, in an order in which each giver has what it gives.
+    pub moves: Vec<Step>,
+    /// What would be better on paper but is not done, and why.
+    pub rejected: Vec<Rejected>,
+    /// How well the host does, 0 to 100: what VMs do, by weight.
+    pub score_now: f64,
+    /// How well it will do, by prediction.
+    pub score_after: f64,
+}
+
+/// A move and its reason.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// What moves.
+    pub step: Move,
+    /// Why.
+    pub why: Why,
+}
+
+/// Why something moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Why {
+    /// The recipient needs what it is guaranteed: nothing stands before that.
+    Guarantee,
+    /// The host itself is short.
+    Host,
+    /// It can do more with it than the giver.
+    Demand,
+    /// It is nearer to its memory or devices.
+    Locality,
+}
+
+/// A VM's side of a decision.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Outlook {
+    /// Which.
+    pub vm: VmName,
+    /// What it wants, with the inputs of that.
+    pub estimate: Estimate,
+    /// What it holds.
+    pub holding: Resources,
+    /// What it will hold.
+    pub after: Resources,
+    /// Whole cores it was found to want, those that a steady load makes no difference to left out.
+    pub wanted_cores: usize,
+    /// Of its guarantee, what it needs: it has or gets so many cores.
+    pub needed_cores: usize,
+    /// Its fair share: cores that the division gives it.
+    pub share: usize,
+    /// Why it is left as it is, if it is.
+    pub held: Option<Held>,
+    /// How well it does, 0 to 100.
+    pub score_now: f64,
+    /// How well it will do.
+    pub score_after: f64,
+}
+
+/// Why a VM's cores are left as they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Held {
+    /// People set what it holds.
+    Pinned,
+    /// The policy file says hands off.
+    HandsOff,
+    /// A transfer turns its knobs.
+    Busy,
+    /// It gave or got a moment ago.
+    Dwell,
+    /// Nothing is known of its load.
+    Unknown,
+}
+
+/// What is not done.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Rejected {
+    /// Whom it concerns.
+    pub vm: VmName,
+    /// Cores that it would have more (or, negative, fewer).
+    pub cores: i64,
+    /// Memory that it would have more on these nodes.
+    pub memory: BTreeMap<NodeId, Bytes>,
+    /// Why not.
+    pub why: WhyNot,
+}
+
+/// Why something is not done.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WhyNot {
+    /// It is left as it is.
+    Held(Held),
+    /// There is nothing to give that nobody needs more: the share is fair.
+    FairShare,
+    /// Its limit.
+    Limit,
+    /// Moving costs more than it brings (both in core-seconds).
+    NoGain {
+        /// What it brings.
+        gain: f64,
+        /// What it costs.
+        cost: f64,
+    },
+    /// So many moves were made within the last minute.
+    Budget(u32),
+    /// The giver's memory cannot be taken, or the recipient's not be given.
+    MemoryStuck,
+    /// It is promised more than the policy can find.
+    Short(Shortage),
+}
+
+impl Decision {
+    /// Whether nothing is to be done.
+    pub fn is_empty(&self) -> bool {
+        self.moves.is_empty()
+    }
+
+    /// VMs of which a part of the guarantee is lent, since they do not need it.
+    pub fn lends(&self) -> BTreeSet<VmName> {
+        self.moves.iter().filter_map(|step| vm_of(&step.step.from)).cloned().collect()
+    }
+
+    /// As requests to the engine: moves that turn the same knob are one request, others are requests of their own, so that
+    /// a slow one holds up nothing else.
+    pub fn requests(&self) -> Vec<Request> {
+        let mut groups: Vec<(BTreeSet<Knob>, Vec<Move>)> = Vec::new();
+        for Step { step, .. } in &self.moves {
+            let mut knobs = knobs_of(step);
+            let mut moves = vec![step.clone()];
+            let (joined, others): (Vec<_>, Vec<_>) =
+                groups.into_iter().partition(|(other, _)| !other.is_disjoint(&knobs));
+            groups = others;
+            let mut before: Vec<Move> = Vec::new();
+            for (other, earlier) in joined {
+                knobs.extend(other);
+                before.extend(earlier);
+            }
+            before.append(&mut moves);
+            groups.push((knobs, before));
+        }
+        let lends = self.lends();
+        let request = |(_, moves): (BTreeSet<Knob>, Vec<Move>)| {
+            let givers = moves.iter().filter_map(|step| vm_of(&step.from));
+            let below = givers.filter(|vm| lends.contains(*vm)).cloned().collect();
+            Request::Rebalance { moves, below }
+        };
+        groups.into_iter().map(request).collect()
+    }
+
+    /// What the decision says of a VM.
+    pub fn of(&self, vm: &VmName) -> Option<&Outlook> {
+        self.vms.iter().find(|outlook| outlook.vm == *vm)
+    }
+
+    /// CPUs that come to a VM.
+    pub fn gets(&self, vm: &VmName) -> CpuSet {
+        let to = |step: &&Step| vm_of(&step.step.to) == Some(vm);
+        self.moves.iter().filter(to).fold(CpuSet::new(), |sum, step| sum.union(&step.step.what.cpus))
+    }
+}
+
+/// What a move turns: the cores of a VM, or its memory on a node.
+type Knob = (VmName, Option<NodeId>);
+
+fn knobs_of(step: &Move) -> BTreeSet<Knob> {
+    let vms = [&step.from, &step.to].into_iter().filter_map(vm_of);
+    let of = |vm: &VmName| {
+        let cores = (!step.what.cpus.is_empty()).then(|| (vm.clone(), None));
+        let memory = step.what.memory.keys().map(|node| (vm.clone(), Some(*node)));
+        cores.into_iter().chain(memory).collect::<Vec<_>>()
+    };
+    vms.flat_map(of).collect()
+}
+
+pub(crate) fn vm_of(holder: &conuma_balancing::Holder) -> Option<&VmName> {
+    match holder {
+        conuma_balancing::Holder::Vm(vm) => Some(vm),
+        _ => None,
+    }
+}
