@@ -3,7 +3,7 @@
 //! The decision is a hard one: every VM's load has changed, so that cores of all of them move, and a third of them want memory. Beside it
 //! stands the usual one, where nothing has. Fails if a decision takes longer than SPEC.md says.
 
-#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark tells what it found")]
+#![allow(clippy::print_stdout, clippy::unwrap_used, clippy::disallowed_types, reason = "a benchmark takes times and tells them")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hint::black_box;

@@ -18,6 +18,8 @@ pub struct Decision {
     pub vms: Vec<Outlook>,
     /// What should move, in an order in which each giver has what it gives.
     pub moves: Vec<Step>,
+    /// Cores, and memory moves, among them that count against the budget.
+    pub spends: u32,
     /// What would be better on paper but is not done, and why.
     pub rejected: Vec<Rejected>,
     /// How well the host does, 0 to 100: what VMs do, by weight.

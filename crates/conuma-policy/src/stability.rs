@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use conuma_topology::{NodeId, VmName};
 
-use crate::decision::{Decision, Why, vm_of};
+use crate::decision::{Decision, vm_of};
 use crate::rules::Tuning;
 
 /// What the budget is counted over.
@@ -25,15 +25,9 @@ pub(crate) struct Stability {
 impl Stability {
     /// A decision is carried out.
     pub(crate) fn begun(&mut self, decision: &Decision, now: Duration, tuning: &Tuning) {
-        let mut moves = 0;
         for step in &decision.moves {
-            let cores = u32::try_from(step.step.what.cpus.len()).unwrap_or(u32::MAX);
-            let memory = u32::try_from(step.step.what.memory.len()).unwrap_or(u32::MAX);
-            if !matches!(step.why, Why::Guarantee | Why::Host) {
-                moves += cores + memory;
-            }
             for vm in [&step.step.from, &step.step.to].into_iter().filter_map(vm_of) {
-                if cores > 0 {
+                if !step.step.what.cpus.is_empty() {
                     self.cores.insert(vm.clone(), now);
                 }
                 for node in step.step.what.memory.keys() {
@@ -41,8 +35,8 @@ impl Stability {
                 }
             }
         }
-        if moves > 0 {
-            self.spent.push_back((now, moves));
+        if decision.spends > 0 {
+            self.spent.push_back((now, decision.spends));
         }
         self.spent.retain(|(at, _)| now.saturating_sub(*at) < MINUTE);
         let dwell = tuning.dwell() * MEMORY;
@@ -66,10 +60,11 @@ impl Stability {
         at.is_some_and(|at| now.saturating_sub(*at) < tuning.dwell() * MEMORY)
     }
 
-    /// How many more moves may be made now.
-    pub(crate) fn budget(&self, now: Duration, tuning: &Tuning) -> u32 {
+    /// How many more moves may be made now on a host with so many VMs.
+    pub(crate) fn budget(&self, now: Duration, tuning: &Tuning, vms: usize) -> u32 {
         let recent = self.spent.iter().filter(|(at, _)| now.saturating_sub(*at) < MINUTE);
-        tuning.moves_per_minute.saturating_sub(recent.map(|(_, moves)| moves).sum())
+        let all = tuning.moves_per_minute.saturating_mul(u32::try_from(vms).unwrap_or(u32::MAX));
+        all.saturating_sub(recent.map(|(_, moves)| moves).sum())
     }
 
     /// A VM has ended.

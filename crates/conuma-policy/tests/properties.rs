@@ -1,4 +1,5 @@
 //! The properties that the crate promises, on hosts and loads of any kind.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod world;
 

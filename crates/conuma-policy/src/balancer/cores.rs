@@ -30,7 +30,7 @@ pub(super) fn plan(balancer: &Balancer, scene: &Scene<'_>, views: &[View<'_>], u
     let tuning = &balancer.rules.tuning;
     let all = Draft::make(balancer, scene, views, usable, now, false);
     let (gain, cost) = (all.gain * tuning.horizon, all.cost(tuning));
-    let budget = balancer.stability.budget(now, tuning);
+    let budget = balancer.stability.budget(now, tuning, views.len());
     let paid = all.steps.iter().filter(|step| step.why != Why::Guarantee);
     let moved = paid.map(|step| scene.layout.cores_in(&step.step.what.cpus).len()).sum::<usize>();
     let why_not = match () {
@@ -124,15 +124,14 @@ impl Draft {
         };
         let mut taken: BTreeMap<CoreId, usize> = BTreeMap::new();
         for (index, (view, after)) in views.iter().zip(&self.after).enumerate() {
-            let mut has = view.cores.len();
-            for core in after.iter().filter(|core| view.cores.binary_search(core).is_err()) {
-                let owed = view.needed > view.cores.len() && has < view.needed || view.named.contains(core);
+            let new = after.iter().filter(|core| view.cores.binary_search(core).is_err());
+            for (more, core) in new.enumerate() {
+                let owed = view.cores.len() + more < view.needed || view.named.contains(core);
                 let why = match () {
                     () if owed => Why::Guarantee,
                     () if after.len() > view.cores.len() => Why::Demand,
                     () => Why::Locality,
                 };
-                has += 1;
                 add(why, owner.get(core).copied(), Some(index), *core);
                 taken.insert(*core, index);
             }

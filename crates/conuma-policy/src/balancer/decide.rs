@@ -8,8 +8,7 @@ use conuma_topology::{Bytes, CpuSet, NodeId, VmName};
 
 use super::view::View;
 use super::{Balancer, cores, memory};
-use crate::decision::{Decision, Outlook};
-use crate::demand::Estimate;
+use crate::decision::{Decision, Outlook, Step, Why};
 use crate::place::Map;
 use crate::scene::Scene;
 use crate::score::{self, Means};
@@ -56,7 +55,7 @@ pub(super) fn decide(balancer: &Balancer, scene: &Scene<'_>, now: Duration) -> D
         let score = |holding: &Resources| score(balancer, scene, view, holding, &usable, &wanted);
         let outlook = Outlook {
             vm: view.vm.name.clone(),
-            estimate: view.estimate.cloned().unwrap_or_else(|| Estimate::default()),
+            estimate: view.estimate.cloned().unwrap_or_default(),
             holding: view.vm.holding.clone(),
             wanted_cores: view.wanted,
             needed_cores: view.needed,
@@ -71,7 +70,14 @@ pub(super) fn decide(balancer: &Balancer, scene: &Scene<'_>, now: Duration) -> D
     let score_now = score::of_host(outlooks.iter().map(|(weight, outlook)| (*weight, outlook.score_now)));
     let score_after = score::of_host(outlooks.iter().map(|(weight, outlook)| (*weight, outlook.score_after)));
     let vms = outlooks.into_iter().map(|(_, outlook)| outlook).collect();
-    Decision { at: now, vms, moves, rejected, score_now, score_after }
+    Decision { at: now, vms, spends: spends(scene, &moves), moves, rejected, score_now, score_after }
+}
+
+/// Cores, and memory moves, that nothing makes necessary.
+fn spends(scene: &Scene<'_>, moves: &[Step]) -> u32 {
+    let free = moves.iter().filter(|step| !matches!(step.why, Why::Guarantee | Why::Host));
+    let count = |step: &Step| scene.layout.cores_in(&step.step.what.cpus).len() + step.step.what.memory.len();
+    u32::try_from(free.map(count).sum::<usize>()).unwrap_or(u32::MAX)
 }
 
 fn score(

@@ -195,7 +195,7 @@ impl<'a> Table<'a> {
                 reject(WhyNot::NoGain { gain, cost });
                 return Bytes::ZERO;
             }
-            if balancer.stability.budget(now, tuning) == 0 {
+            if balancer.stability.budget(now, tuning, self.views.len()) == 0 {
                 reject(WhyNot::Budget(tuning.moves_per_minute));
                 return Bytes::ZERO;
             }

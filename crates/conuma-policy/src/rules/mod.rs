@@ -5,7 +5,7 @@
 //! utc_offset = "+01:00"             # of the times below; UTC if left out
 //!
 //! [tuning]                          # see `Tuning`; what is left out is as it comes
-//! moves_per_minute = 120
+//! moves_per_minute = 60
 //!
 //! [vm.db]
 //! weight = 300                      # instead of what its VM file says, as all of these
@@ -139,7 +139,7 @@ pub struct Tuning {
     pub dwell: f64,
     /// Differences of so much of a core are no reason to move one.
     pub dead_band: f64,
-    /// Cores, and memory moves, that the policy moves in a minute at most; guarantees are not counted.
+    /// Cores, and memory moves, that the policy moves in a minute at most, for each VM that runs; guarantees are not counted.
     pub moves_per_minute: u32,
     /// For how long a load is believed to last, in seconds: what moving cores brings within it must exceed what it costs.
     pub horizon: f64,
@@ -164,12 +164,12 @@ pub struct Tuning {
 impl Default for Tuning {
     fn default() -> Self {
         Self {
-            attack: 0.3,
+            attack: 0.1,
             decay: 3.0,
             memory_decay: 30.0,
             dwell: 0.5,
             dead_band: 0.2,
-            moves_per_minute: 1200,
+            moves_per_minute: 120,
             horizon: 5.0,
             core_cost: 0.05,
             memory_cost: 0.5,

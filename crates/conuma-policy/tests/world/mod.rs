@@ -1,6 +1,6 @@
 //! A host on which everything that is decided happens at once, and guests that want what a test says.
 
-#![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test file uses its part")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

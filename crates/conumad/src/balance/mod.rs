@@ -53,6 +53,13 @@ pub(crate) use record::Recorder;
 /// Two decisions are never nearer to each other.
 const APART: Duration = Duration::from_millis(50);
 
+/// A guest that has just become busy is asked again so often, so far apart: its first report averages over the time before.
+const CHASES: u32 = 4;
+const CHASE: Duration = Duration::from_millis(100);
+
+/// Guests are not asked so often again before then, however often one says that it is pressed.
+const CHASE_AGAIN: Duration = Duration::from_secs(1);
+
 /// How long a decision waits for the guests that were just asked how they do.
 const ANSWERS: Duration = Duration::from_millis(200);
 
@@ -236,6 +243,10 @@ struct Manager {
     /// When and why it looks next, and when it looked last.
     due: Option<(Instant, Cause)>,
     looked: Option<Instant>,
+    /// When guests are asked out of turn, how often still, and when that last began.
+    chase: Option<Instant>,
+    chases: u32,
+    chased: Option<Instant>,
 }
 
 /// A VM that lacks what it needs of its guarantee.
@@ -257,7 +268,7 @@ pub(crate) async fn run(inbox: Inbox, room: Arc<Room>, proc: ProcFs, stop: Cance
     let mut ticks = interval(room.settings.balance_tick);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let due = manager.due.map(|(at, _)| at);
+        let (due, chase) = (manager.due.map(|(at, _)| at), manager.chase);
         let step = tokio::select! {
             () = stop.cancelled() => break,
             _ = ticks.tick() => {
@@ -265,7 +276,11 @@ pub(crate) async fn run(inbox: Inbox, room: Arc<Room>, proc: ProcFs, stop: Cance
                 Ok(())
             }
             () = room.pressed.notified() => {
-                manager.wake(Cause::Pressure, Duration::ZERO);
+                manager.pressed();
+                Ok(())
+            }
+            () = sleep_until(chase.unwrap_or_else(Instant::now)), if chase.is_some() => {
+                manager.chase();
                 Ok(())
             }
             () = asked.done.notified() => {
@@ -321,6 +336,9 @@ impl Manager {
             windows: BTreeSet::new(),
             due: None,
             looked: None,
+            chase: None,
+            chases: 0,
+            chased: None,
         }
     }
 
@@ -340,6 +358,24 @@ impl Manager {
             let wait = if self.sampler.waits() { ANSWERS } else { Duration::ZERO };
             self.wake(Cause::Tick, wait);
         }
+    }
+
+    /// A guest says that it is pressed.
+    fn pressed(&mut self) {
+        self.wake(Cause::Pressure, Duration::ZERO);
+        let now = Instant::now();
+        let again = self.chased.is_none_or(|at| now.duration_since(at) >= CHASE_AGAIN);
+        if self.mode() != Mode::Off && again {
+            (self.chase, self.chases, self.chased) = (Some(now + CHASE), CHASES, Some(now));
+        }
+    }
+
+    /// Guests are asked out of turn.
+    fn chase(&mut self) {
+        self.chases = self.chases.saturating_sub(1);
+        self.chase = (self.chases > 0).then(|| Instant::now() + CHASE);
+        self.sampler.ask(&self.room);
+        self.wake(Cause::Pressure, if self.sampler.waits() { ANSWERS } else { Duration::ZERO });
     }
 
     /// All guests that were asked have answered: what waits for that need not wait longer.
