@@ -75,7 +75,7 @@ fn policies_and_decisions_are_named_as_in_files_and_paths() {
     assert_eq!(Paths::history(&query), "/v1/history?vm=a&state=under-way&limit=5");
     assert_eq!(Paths::history(&HistoryQuery::default()), "/v1/history");
     let moves = vec![Move { from: Holder::Pool, to: Holder::Vm("a".parse().unwrap()), what: Resources::default() }];
-    let rebalance = |below| TransferRequest::Rebalance { moves: moves.clone(), below };
+    let rebalance = |below| TransferRequest::Rebalance { moves: moves.clone(), below, owed: false };
     let text = serde_json::to_string(&rebalance(BTreeSet::new())).unwrap();
     assert!(
         !text.contains("below")

@@ -28,6 +28,8 @@ pub(crate) struct Vm {
     pub(crate) memory: BTreeMap<NodeId, MemoryKnob>,
     /// The guest's last word on its free memory, with what has moved since.
     pub(crate) free: BTreeMap<NodeId, Bytes>,
+    /// When that word came.
+    pub(crate) heard: Duration,
     /// All knobs stood right when last looked at.
     pub(crate) settled: bool,
 }
@@ -107,6 +109,7 @@ impl Vm {
             cores: CoreKnob::default(),
             memory: BTreeMap::new(),
             free: BTreeMap::new(),
+            heard: Duration::ZERO,
             settled: false,
         }
     }

@@ -235,6 +235,7 @@ impl Engine {
             Event::GuestMemory { vm, free } => {
                 if let Some(vm) = self.state.vms.get_mut(&vm) {
                     vm.free = free;
+                    vm.heard = now;
                 }
             }
         }

@@ -55,6 +55,9 @@ pub enum Request {
         /// VMs that may fall below their guarantee by it, as they do not need all of it now.
         #[serde(default)]
         below: BTreeSet<VmName>,
+        /// The recipients are guaranteed what they get, and need it: a guest's refusal does not keep it.
+        #[serde(default)]
+        owed: bool,
     },
 }
 

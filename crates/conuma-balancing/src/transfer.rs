@@ -96,7 +96,7 @@ impl Transfer {
     pub(crate) fn terms(&self) -> Terms {
         Terms {
             loan: matches!(self.report.request, Request::Lend { .. }),
-            owed: matches!(self.report.request, Request::Recall { .. }),
+            owed: matches!(self.report.request, Request::Recall { .. } | Request::Rebalance { owed: true, .. }),
         }
     }
 

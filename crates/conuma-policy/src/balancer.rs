@@ -13,13 +13,16 @@ use conuma_balancing::{Host, Resources};
 use conuma_topology::VmName;
 
 use crate::decision::Decision;
-use crate::demand::{Estimate, Estimator};
+use crate::demand::{Estimate, Estimator, STALE};
 use crate::host::{HostEstimator, HostNeed, HostSample};
 use crate::pins::Pins;
 use crate::rules::Rules;
 use crate::sample::Sample;
 use crate::scene::{Layout, Scene};
 use crate::stability::Stability;
+
+/// A guest that has reported and says nothing for so long gets no more than its fair share.
+const MUTE: Duration = STALE.saturating_mul(4);
 
 /// Decides. Deterministic: the same calls with the same times give the same decisions.
 #[derive(Debug, Clone, Default)]
@@ -77,6 +80,12 @@ impl Balancer {
     /// What a VM is believed to want, if that is known and not too old.
     pub fn estimate(&self, vm: &VmName, now: Duration) -> Option<&Estimate> {
         self.estimators.get(vm)?.estimate(now)
+    }
+
+    /// Whether a VM that has reported has not done so for long.
+    fn is_mute(&self, vm: &VmName, now: Duration) -> bool {
+        let last = self.estimators.get(vm).and_then(|estimator| estimator.last().at);
+        last.is_some_and(|at| now.saturating_sub(at) > MUTE)
     }
 
     /// What the host needs besides its reserve.

@@ -20,6 +20,8 @@ pub struct Decision {
     pub moves: Vec<Step>,
     /// Cores, and memory moves, among them that count against the budget.
     pub spends: u32,
+    /// VMs of which a part of the guarantee is lent by it, since they do not need it.
+    pub below: BTreeSet<VmName>,
     /// What would be better on paper but is not done, and why.
     pub rejected: Vec<Rejected>,
     /// How well the host does, 0 to 100: what VMs do, by weight.
@@ -136,36 +138,21 @@ impl Decision {
         self.moves.is_empty()
     }
 
-    /// VMs of which a part of the guarantee is lent, since they do not need it.
-    pub fn lends(&self) -> BTreeSet<VmName> {
-        self.moves.iter().filter_map(|step| vm_of(&step.step.from)).cloned().collect()
+    /// As requests to the engine. What brings VMs what they are guaranteed comes first and waits for nobody's consent. Of the rest, moves
+    /// that turn the same knob are one request and others are requests of their own, so that a slow one holds up nothing else.
+    pub fn requests(&self) -> Vec<Request> {
+        let (owed, others): (Vec<&Step>, Vec<&Step>) = self.moves.iter().partition(|step| step.why == Why::Guarantee);
+        let mut requests = Vec::new();
+        for (steps, owed) in [(owed, true), (others, false)] {
+            requests.extend(grouped(steps).into_iter().map(|moves| self.request(moves, owed)));
+        }
+        requests
     }
 
-    /// As requests to the engine: moves that turn the same knob are one request, others are requests of their own, so that
-    /// a slow one holds up nothing else.
-    pub fn requests(&self) -> Vec<Request> {
-        let mut groups: Vec<(BTreeSet<Knob>, Vec<Move>)> = Vec::new();
-        for Step { step, .. } in &self.moves {
-            let mut knobs = knobs_of(step);
-            let mut moves = vec![step.clone()];
-            let (joined, others): (Vec<_>, Vec<_>) =
-                groups.into_iter().partition(|(other, _)| !other.is_disjoint(&knobs));
-            groups = others;
-            let mut before: Vec<Move> = Vec::new();
-            for (other, earlier) in joined {
-                knobs.extend(other);
-                before.extend(earlier);
-            }
-            before.append(&mut moves);
-            groups.push((knobs, before));
-        }
-        let lends = self.lends();
-        let request = |(_, moves): (BTreeSet<Knob>, Vec<Move>)| {
-            let givers = moves.iter().filter_map(|step| vm_of(&step.from));
-            let below = givers.filter(|vm| lends.contains(*vm)).cloned().collect();
-            Request::Rebalance { moves, below }
-        };
-        groups.into_iter().map(request).collect()
+    fn request(&self, moves: Vec<Move>, owed: bool) -> Request {
+        let givers = moves.iter().filter_map(|step| vm_of(&step.from));
+        let below = givers.filter(|vm| self.below.contains(*vm)).cloned().collect();
+        Request::Rebalance { moves, below, owed }
     }
 
     /// What the decision says of a VM.
@@ -178,6 +165,35 @@ impl Decision {
         let to = |step: &&Step| vm_of(&step.step.to) == Some(vm);
         self.moves.iter().filter(to).fold(CpuSet::new(), |sum, step| sum.union(&step.step.what.cpus))
     }
+}
+
+/// Moves that turn the same knob, together.
+fn grouped(steps: Vec<&Step>) -> Vec<Vec<Move>> {
+    let mut group_of: BTreeMap<Knob, usize> = BTreeMap::new();
+    // By group: the group that it has become a part of, or itself.
+    let mut joined: Vec<usize> = Vec::new();
+    let root = |joined: &Vec<usize>, mut group: usize| {
+        while joined[group] != group {
+            group = joined[group];
+        }
+        group
+    };
+    let mut firsts = Vec::with_capacity(steps.len());
+    for step in &steps {
+        let own = joined.len();
+        joined.push(own);
+        firsts.push(own);
+        for knob in knobs_of(&step.step) {
+            let other = *group_of.entry(knob).or_insert(own);
+            let (a, b) = (root(&joined, own), root(&joined, other));
+            joined[a.max(b)] = a.min(b);
+        }
+    }
+    let mut groups: BTreeMap<usize, Vec<Move>> = BTreeMap::new();
+    for (step, first) in steps.into_iter().zip(firsts) {
+        groups.entry(root(&joined, first)).or_default().push(step.step.clone());
+    }
+    groups.into_values().collect()
 }
 
 /// What a move turns: the cores of a VM, or its memory on a node.

@@ -41,7 +41,7 @@ impl Stability {
         self.spent.retain(|(at, _)| now.saturating_sub(*at) < MINUTE);
         let dwell = tuning.dwell() * MEMORY;
         self.memory.retain(|_, at| now.saturating_sub(*at) < dwell);
-        self.cores.retain(|_, at| now.saturating_sub(*at) < MINUTE.max(dwell));
+        self.cores.retain(|_, at| now.saturating_sub(*at) < MINUTE.max(dwell * 2));
     }
 
     /// Whether a VM's cores moved a moment ago.

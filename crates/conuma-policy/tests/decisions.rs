@@ -240,7 +240,7 @@ fn a_decision_explains_itself_and_becomes_requests() {
     let requests = decision.requests();
     assert!(requests.len() >= 2, "cores and memory turn different knobs: {requests:#?}");
     for request in requests {
-        let Request::Rebalance { moves, below } = request else { panic!("another request") };
+        let Request::Rebalance { moves, below, .. } = request else { panic!("another request") };
         let givers: Vec<_> = moves.iter().filter_map(|step| match &step.from { Holder::Vm(vm) => Some(vm), _ => None }).collect();
         assert!(givers.into_iter().all(|vm| below.contains(vm)));
     }

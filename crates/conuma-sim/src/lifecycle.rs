@@ -80,7 +80,7 @@ pub(crate) fn make_way(engine: &mut Engine, spec: &VmSpec, now: Duration) {
             parts.into_iter().map(|what| Move { from: Holder::Vm(from.clone()), to: Holder::Pool, what }).collect();
         let below = [from].into();
         // Refused: tried again in a second.
-        drop(engine.request(Request::Rebalance { moves, below }, now));
+        drop(engine.request(Request::Rebalance { moves, below, owed: false }, now));
     }
 }
 

@@ -74,6 +74,9 @@ pub enum TransferRequest {
         #[schema(value_type = Vec<String>)]
         #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
         below: BTreeSet<VmName>,
+        /// The recipients are guaranteed what they get, and need it: a guest's refusal does not keep it.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        owed: bool,
     },
 }
 

@@ -103,7 +103,7 @@ fn prepare(leg: &mut Leg, engine: &mut Engine, now: Duration) -> Step {
         None => Outcome::Failed(Failure::TimedOut),
         Some(answer) => answer,
     };
-    let spare = note_prepared(leg, answer, engine);
+    let spare = note_prepared(leg, answer, engine, now);
     ask_for_shrink(leg, engine, now);
     keep_what_is_needed(leg, spare, engine, now);
     Step::Went
@@ -111,7 +111,7 @@ fn prepare(leg: &mut Leg, engine: &mut Engine, now: Duration) -> Step {
 
 /// What the guest can do without: as it told or, where it left the question open, as it last reported. What it owes is asked for all
 /// the same: a guarantee must not depend on whether a borrower's agent answers.
-fn note_prepared(leg: &mut Leg, answer: Outcome, engine: &Engine) -> Option<Bytes> {
+fn note_prepared(leg: &mut Leg, answer: Outcome, engine: &mut Engine, now: Duration) -> Option<Bytes> {
     match answer {
         Outcome::Prepared { enough, spare } => {
             if !enough {
@@ -121,18 +121,27 @@ fn note_prepared(leg: &mut Leg, answer: Outcome, engine: &Engine) -> Option<Byte
         }
         Outcome::Failed(failure @ (Failure::TimedOut | Failure::Unreachable)) => {
             leg.remark(Remark::DonorSilent(failure));
-            return (!leg.terms.owed).then(|| reported_spare(leg, engine));
+            return (!leg.terms.owed).then(|| reported_spare(leg, engine, now));
         }
         _ => leg.remark(Remark::Unprepared),
     }
     None
 }
 
-/// What the donor could do without when it last reported; nothing if it has not.
-fn reported_spare(leg: &Leg, engine: &Engine) -> Bytes {
-    let Some(vm) = donor(leg, engine) else { return Bytes::ZERO };
-    let free: Bytes = vm.free.values().copied().sum();
-    free.saturating_sub(left_free(engine.state.ledger.held(&leg.from)))
+/// What of the node's memory the donor could do without when it last reported; nothing if that is long ago. It is spent by this leg:
+/// others of the same guest find so much less.
+fn reported_spare(leg: &Leg, engine: &mut Engine, now: Duration) -> Bytes {
+    let (node, bytes) = part(leg);
+    let left = left_free(engine.state.ledger.held(&leg.from));
+    let fresh = engine.timing.prepare * 2;
+    let Some(vm) = vm_of(&leg.from).and_then(|vm| engine.state.vms.get_mut(vm)) else { return Bytes::ZERO };
+    let all: Bytes = vm.free.values().copied().sum();
+    let Some(free) = vm.free.get_mut(&node).filter(|_| now.saturating_sub(vm.heard) <= fresh) else {
+        return Bytes::ZERO;
+    };
+    let spare = all.saturating_sub(left).min(*free);
+    *free = free.saturating_sub(spare.min(bytes));
+    spare
 }
 
 /// What taking memory leaves a guest free that holds so much.
@@ -170,7 +179,7 @@ fn shrink(leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, now:
     let answer = leg.answer.take();
     let prepared = answer.is_some();
     if let Some(answer) = answer {
-        let spare = note_prepared(leg, answer, engine);
+        let spare = note_prepared(leg, answer, engine, now);
         keep_what_is_needed(leg, spare, engine, now);
     }
     let needed = leg.needed;

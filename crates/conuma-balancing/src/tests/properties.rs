@@ -163,7 +163,7 @@ fn play(world: &mut World, op: &Op) {
                 Move { from: holder(from), to: holder(to), what }
             };
             let moves = moves.iter().map(step).collect();
-            drop(world.ask(Request::Rebalance { moves, below: BTreeSet::new() }));
+            drop(world.ask(Request::Rebalance { moves, below: BTreeSet::new(), owed: false }));
         }
         Op::Deliver { pick, fate } => {
             let lanes: Vec<(VmName, Lane)> = world.in_flight.keys().cloned().collect();

@@ -444,7 +444,7 @@ fn a_rebalance_moves_between_several_at_once_and_is_no_loan() {
         step(vm("c"), "b", Resources::memory(NodeId(1), units(1))),
         step(Holder::Pool, "c", Resources::cores(cpus("3"))),
     ];
-    let report = run(&mut world, Request::Rebalance { moves, below: BTreeSet::new() }, |_| Some(Fate::Works));
+    let report = run(&mut world, Request::Rebalance { moves, below: BTreeSet::new(), owed: false }, |_| Some(Fate::Works));
     assert_eq!(report.verdict, Verdict::Complete, "{report:#?}");
     assert_eq!(world.engine.ledger().vm(&name("b")).cpus, cpus("2,4-5"));
     assert_eq!(world.engine.ledger().vm(&name("c")).cpus, cpus("3,6-7"));
@@ -465,7 +465,7 @@ fn memory_of_a_node_that_a_vm_gives_is_in_one_move_only() {
         ([step(vm("a"), vm("b"), 0), step(vm("a"), vm("c"), 1)], true),
     ] {
         let mut world = World::with(host.clone(), specs.clone());
-        let asked = Request::Rebalance { moves: moves.to_vec(), below: BTreeSet::new() };
+        let asked = Request::Rebalance { moves: moves.to_vec(), below: BTreeSet::new(), owed: false };
         if whole {
             assert_eq!(run(&mut world, asked, works).verdict, Verdict::Complete, "{moves:?}");
         } else {
@@ -479,7 +479,7 @@ fn memory_of_a_node_that_a_vm_gives_is_in_one_move_only() {
 fn a_rebalance_that_is_none_is_refused_with_its_place() {
     let mut world = pair();
     let mut refused = |from: Holder, to: Holder, what: Resources| {
-        world.ask(Request::Rebalance { moves: vec![Move { from, to, what }], below: BTreeSet::new() }).unwrap_err()
+        world.ask(Request::Rebalance { moves: vec![Move { from, to, what }], below: BTreeSet::new(), owed: false }).unwrap_err()
     };
     let (a, b) = (Holder::Vm(name("a")), Holder::Vm(name("b")));
     let core = Resources::cores(cpus("1"));
@@ -493,7 +493,7 @@ fn a_rebalance_that_is_none_is_refused_with_its_place() {
     world.tell(Event::HostCpus { offline: cpus("1") });
     let mut refused = |what: Resources| {
         let (from, to) = (a.clone(), Holder::Vm(name("b")));
-        world.ask(Request::Rebalance { moves: vec![Move { from, to, what }], below: BTreeSet::new() }).unwrap_err()
+        world.ask(Request::Rebalance { moves: vec![Move { from, to, what }], below: BTreeSet::new(), owed: false }).unwrap_err()
     };
     assert_eq!(refused(core), Refusal::Offline(cpus("1")));
     let guaranteed = refused(Resources::cores(cpus("0,2-3")));
@@ -532,7 +532,7 @@ fn a_guest_that_does_not_answer_is_asked_for_no_more_than_it_reported_free() {
     for (reported, came) in [(None, 0), (Some(Bytes::ZERO), 0), (Some(units(1) + Bytes::mib(80)), 1)] {
         let mut world = pair();
         if let Some(free) = reported {
-            world.tell(Event::GuestMemory { vm: name("a"), free: [(NodeId(0), free)].into() });
+            world.tell(Event::GuestMemory { vm: name("a"), free: [(NodeId(1), free)].into() });
         }
         let fate = |action: &Action| match action.kind {
             ActionKind::PrepareMemory { .. } => Some(Fate::Lost),
@@ -563,10 +563,30 @@ fn who_does_not_need_all_of_its_guarantee_can_be_taken_below_it() {
     let (from, to) = (Holder::Vm(name("a")), Holder::Vm(name("b")));
     let held = world.engine.ledger().vm(&name("a")).cpus.clone();
     let step = Move { from, to, what: Resources::cores(held.iter().skip(1).collect()) };
-    let rebalance = |below: BTreeSet<_>| Request::Rebalance { moves: vec![step.clone()], below };
+    let rebalance = |below: BTreeSet<_>| Request::Rebalance { moves: vec![step.clone()], below, owed: false };
     let refused = world.engine.clone().preview(&rebalance(BTreeSet::new())).unwrap_err();
     assert!(matches!(refused, Refusal::BelowGuarantee { .. }), "{refused:?}");
     let report = run(&mut world, rebalance([name("a")].into()), |_| Some(Fate::Works));
     assert_eq!(report.verdict, Verdict::Complete, "{report:#?}");
     assert!(world.engine.loans().is_empty());
+}
+
+#[test]
+fn what_is_owed_by_a_rebalance_does_not_depend_on_the_giver() {
+    let step = |cpus: conuma_topology::CpuSet| Move {
+        from: Holder::Vm(name("b")),
+        to: Holder::Vm(name("a")),
+        what: Resources::cores(cpus),
+    };
+    for (owed, verdict) in [(false, Verdict::Nothing), (true, Verdict::Complete)] {
+        let mut world = pair();
+        let cpu = world.engine.ledger().vm(&name("b")).cpus.last().unwrap();
+        let moves = vec![step(conuma_topology::CpuSet::from([cpu]))];
+        let fate = |action: &Action| match action.kind {
+            ActionKind::AgentApply { .. } if action.vm == name("b") => Some(Fate::Refused),
+            _ => Some(Fate::Works),
+        };
+        let report = run(&mut world, Request::Rebalance { moves, below: BTreeSet::new(), owed }, fate);
+        assert_eq!(report.verdict, verdict, "owed: {owed}: {report:#?}");
+    }
 }

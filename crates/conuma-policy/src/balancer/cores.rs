@@ -176,7 +176,7 @@ pub(super) fn far(scene: &Scene<'_>, home: &Home, cores: &[CoreId], tuning: &Tun
     for seat in cores.iter().filter_map(|core| scene.layout.cores.get(core)) {
         counts[seat.place] += 1;
     }
-    place::far_cores(home, &counts) * tuning.far_loss
+    place::far_cores(home, &counts, tuning.far_loss)
 }
 
 fn tenant(balancer: &Balancer, scene: &Scene<'_>, view: &View<'_>, share: usize, now: Duration, urgent: bool) -> Tenant {

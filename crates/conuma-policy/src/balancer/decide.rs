@@ -1,6 +1,6 @@
 //! One decision from all its parts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use conuma_balancing::{Holder, Resources};
@@ -14,7 +14,9 @@ use crate::scene::Scene;
 use crate::score::{self, Means};
 
 pub(super) fn decide(balancer: &Balancer, scene: &Scene<'_>, now: Duration) -> Decision {
-    let usable = scene.host.everything().cpus.difference(&scene.host.reserve.cpus).difference(&scene.offline);
+    // What a VM holds that does not run yet is nobody's to give.
+    let known = scene.vms.iter().fold(scene.pool.cpus.clone(), |sum, vm| sum.union(&vm.holding.cpus));
+    let usable = known.difference(&scene.host.reserve.cpus).difference(&scene.offline);
     let distance =
         |from: NodeId, to: NodeId| scene.host.distances.get(from, to).unwrap_or(if from == to { 10 } else { 20 });
     let map = Map::new(scene.layout, scene.host.memory.keys().copied(), distance);
@@ -46,8 +48,13 @@ pub(super) fn decide(balancer: &Balancer, scene: &Scene<'_>, now: Duration) -> D
     }
     let nodes: Vec<NodeId> = scene.host.memory.keys().copied().collect();
     let mut outlooks: Vec<(u32, Outlook)> = Vec::with_capacity(views.len());
+    let mut below = BTreeSet::new();
     for (index, view) in views.iter().enumerate() {
         let after = after.remove(&view.vm.name).unwrap_or_default();
+        // Only who is known not to need it, and whose policy says so, lends of its guarantee.
+        if view.estimate.is_some() && balancer.rules.tuning.lend_idle_guarantee {
+            below.insert(view.vm.name.clone());
+        }
         let wanted: BTreeMap<NodeId, Bytes> = match view.estimate {
             Some(_) => nodes.iter().map(|node| (*node, view.wanted_on(*node))).collect(),
             None => BTreeMap::new(),
@@ -70,7 +77,7 @@ pub(super) fn decide(balancer: &Balancer, scene: &Scene<'_>, now: Duration) -> D
     let score_now = score::of_host(outlooks.iter().map(|(weight, outlook)| (*weight, outlook.score_now)));
     let score_after = score::of_host(outlooks.iter().map(|(weight, outlook)| (*weight, outlook.score_after)));
     let vms = outlooks.into_iter().map(|(_, outlook)| outlook).collect();
-    Decision { at: now, vms, spends: spends(scene, &moves), moves, rejected, score_now, score_after }
+    Decision { at: now, vms, spends: spends(scene, &moves), below, moves, rejected, score_now, score_after }
 }
 
 /// Cores, and memory moves, that nothing makes necessary.

@@ -325,8 +325,9 @@ fn elsewhere(
             let idle = vm.holding.on(other).saturating_sub(view.keeps_on(other));
             rest = rest.saturating_sub(idle);
             let row = row(view, Bytes::ZERO, room[index], other, false);
+            let block = vm.devices.get(&other).map(|device| device.block).filter(|block| !block.is_zero()).unwrap_or(BLOCK);
             let pool = left.get(&other).copied().unwrap_or_default();
-            let part = rest.min(pool).min(row.most.saturating_sub(row.held)).round_down(BLOCK);
+            let part = rest.min(pool).min(row.most.saturating_sub(row.held)).round_down(block);
             if !row.takes || part < LEAST {
                 continue;
             }

@@ -35,6 +35,8 @@ pub(super) struct View<'a> {
     pub(super) most: usize,
     /// Why its cores are left as they are.
     pub(super) held: Option<Held>,
+    /// It reported once, and does no longer: it keeps no more than its fair share.
+    pub(super) is_mute: bool,
     /// Cores that its guarantee names, of those that can be used.
     pub(super) named: Vec<CoreId>,
     /// The only cores that it may have.
@@ -71,13 +73,14 @@ impl<'a> View<'a> {
             Some(CoreDemand::Cpus(cpus)) => (scene.layout.cores_in(&cpus.intersection(usable)).len(), Some(cpus.clone())),
         };
         // What is above a limit already need not go.
-        let most = most.max(1);
+        let file = vm.limit.cores.as_ref().map_or(usize::MAX, count);
+        let most = most.min(file).max(1);
         let (wanted, last) = match estimate {
             Some(estimate) => whole(estimate.cores.wanted, cores.len(), tuning.dead_band),
             None => (cores.len().max(guaranteed), 1.0),
         };
         let needed = match estimate {
-            Some(_) if tuning.lend_idle_guarantee => guaranteed.min(wanted),
+            Some(estimate) if tuning.lend_idle_guarantee => guaranteed.min(at_least(estimate.cores.wanted)),
             _ => guaranteed,
         };
         let held = match () {
@@ -88,8 +91,9 @@ impl<'a> View<'a> {
             () if estimate.is_none() => Some(Held::Unknown),
             () => None,
         };
+        let is_mute = estimate.is_none() && balancer.is_mute(&vm.name, now);
         let home = map.home(&home(vm, estimate));
-        Self { vm, terms, estimate, cores, wanted, last, needed: needed.min(most), most, held, named, allowed, home }
+        Self { vm, terms, estimate, cores, wanted, last, needed: needed.min(most), most, held, is_mute, named, allowed, home }
     }
 
     /// Whether nothing may be done to it, also for the guarantees of others.
@@ -103,7 +107,7 @@ impl<'a> View<'a> {
         if self.is_fixed() {
             return CoreClaim::fixed(held);
         }
-        let rests = urgent || self.held.is_some();
+        let rests = urgent || matches!(self.held, Some(Held::Dwell)) || (self.held == Some(Held::Unknown) && !self.is_mute);
         let floor = if rests { held.max(self.needed) } else { self.needed };
         CoreClaim {
             weight: self.terms.weight,
@@ -159,10 +163,14 @@ impl<'a> View<'a> {
             Some(MemoryDemand::Total(total)) => {
                 // In proportion to what it wants where; what it does not need stays where it is.
                 let claim = |node: &NodeId| if lend_idle { wanted(node) } else { wanted(node).max(held(node)) };
-                let all: u64 = nodes.iter().map(|node| claim(node).0).sum();
+                let all: u128 = nodes.iter().map(|node| u128::from(claim(node).0)).sum();
                 let part = |node: &NodeId| {
                     let bytes = claim(node).0;
-                    let bytes = if all > total.0 { (bytes as u128 * total.0 as u128 / all as u128) as u64 } else { bytes };
+                    let bytes = if all > u128::from(total.0) {
+                        (u128::from(bytes) * u128::from(total.0) / all) as u64
+                    } else {
+                        bytes
+                    };
                     (*node, Bytes(bytes))
                 };
                 nodes.iter().map(part).collect()
@@ -174,13 +182,19 @@ impl<'a> View<'a> {
 /// So many whole cores, and how much of the last it uses. A core more comes only for more than the band, and goes only with next to nothing
 /// left for it to do.
 fn whole(wanted: f64, held: usize, band: f64) -> (usize, f64) {
-    let band = band + 0.02 * wanted;
     let own = held as f64;
-    if held > 0 && wanted > own - 1.0 + band / 4.0 && wanted <= own + band {
-        return (held, 1.0);
-    }
-    let cores = (wanted - band).ceil().max(1.0);
-    (cores as usize, (wanted - (cores - 1.0)).clamp(0.0, 1.0))
+    let cores = if wanted > own {
+        (wanted - band - 0.02 * wanted).ceil().max(own)
+    } else {
+        (wanted - (band / 4.0).min(0.25)).ceil().min(own)
+    };
+    let cores = cores.max(1.0);
+    (cores as usize, if cores > own { (wanted - (cores - 1.0)).clamp(0.0, 1.0) } else { 1.0 })
+}
+
+/// So many whole cores it takes to serve what is wanted, whatever is held: a guarantee knows no band.
+fn at_least(wanted: f64) -> usize {
+    (wanted - 0.1).ceil().max(1.0) as usize
 }
 
 /// Where a VM's memory and devices are, as shares.

@@ -120,7 +120,15 @@ pub struct Estimator {
 
 impl Estimator {
     /// Learns of a sample, taken while the VM held `holding`.
-    pub fn observe(&mut self, sample: Sample, holding: &Resources, layout: &Layout, tuning: &Tuning) {
+    pub fn observe(&mut self, mut sample: Sample, holding: &Resources, layout: &Layout, tuning: &Tuning) {
+        // Nobody has more of a node than it holds, whatever it claims.
+        for (node, claimed) in &mut sample.nodes {
+            let held = holding.on(*node);
+            claimed.total = claimed.total.min(held);
+            claimed.available = claimed.available.min(claimed.total);
+            claimed.file = claimed.file.min(claimed.total);
+            claimed.active_file = claimed.active_file.map(|active| active.min(claimed.total));
+        }
         let Some(before) = &self.last else {
             self.last = Some(sample);
             return;

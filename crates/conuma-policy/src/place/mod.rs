@@ -95,11 +95,11 @@ pub fn place(layout: &Layout, usable: &CpuSet, tenants: &[Tenant], far_loss: f64
     Placement { cores: pick::pick(layout, &grid, tenants, &counts) }
 }
 
-/// How many cores are far, each counted by its steps of distance 10. `counts` are cores on each node, in the order of
+/// What far cores lose, in cores: `far_loss` for each step of distance 10, and no more than all of it. `counts` are cores on each node, in the order of
 /// [`Layout::nodes`].
-pub(crate) fn far_cores(home: &Home, counts: &[usize]) -> f64 {
+pub(crate) fn far_cores(home: &Home, counts: &[usize], far_loss: f64) -> f64 {
     let near = near(home, counts.iter().sum());
-    let beyond = |((count, near), far): ((&usize, usize), &f64)| count.saturating_sub(near) as f64 * far;
+    let beyond = |((count, near), far): ((&usize, usize), &f64)| count.saturating_sub(near) as f64 * (far * far_loss).min(1.0);
     counts.iter().zip(near).zip(&home.far).map(beyond).sum()
 }
 
@@ -204,7 +204,7 @@ impl Grid {
             Row {
                 count: tenant.count.saturating_sub(locked[row].len()),
                 near: near.iter().chain(std::iter::repeat(&tenant.count)).zip(named).map(|(near, named)| near.saturating_sub(named)).collect(),
-                far: far.iter().map(|steps| steps * far_loss).collect(),
+                far: far.iter().map(|steps| (steps * far_loss).min(1.0)).collect(),
                 step: tenant.step,
                 held,
                 most,

@@ -18,24 +18,44 @@ pub(super) fn pick(layout: &Layout, grid: &Grid, tenants: &[Tenant], counts: &[V
         .collect();
     for (node, cores) in grid.cores.iter().enumerate() {
         let mut rest: BTreeSet<CoreId> = cores.iter().copied().collect();
-        // First what stays.
-        for (row, tenant) in tenants.iter().enumerate().filter(|(_, tenant)| !tenant.fixed) {
+        // Those who may not have every core choose first, those with the fewest before the others.
+        let mut limited: Vec<usize> =
+            (0..tenants.len()).filter(|row| !tenants[*row].fixed && tenants[*row].allowed.is_some()).collect();
+        limited.sort_by_key(|row| (tenants[*row].allowed.as_ref().map_or(usize::MAX, conuma_topology::CpuSet::len), *row));
+        for row in limited {
+            let tenant = &tenants[row];
+            let own: Vec<CoreId> = tenant.held.iter().copied().filter(|core| rest.contains(core)).collect();
+            for core in stay(layout, own, counts[row][node]) {
+                rest.remove(&core);
+                chosen[row].insert(core);
+            }
+            let here = chosen[row].iter().filter(|core| cores.binary_search(core).is_ok()).count();
+            let locked = grid.locked[row].iter().filter(|core| cores.binary_search(core).is_ok()).count();
+            let missing = counts[row][node].saturating_sub(here - locked);
+            for core in take(layout, tenant, &chosen[row], &rest, missing) {
+                rest.remove(&core);
+                chosen[row].insert(core);
+            }
+        }
+        // Then what stays with the others.
+        let unlimited = |(_, tenant): &(usize, &Tenant)| !tenant.fixed && tenant.allowed.is_none();
+        for (row, tenant) in tenants.iter().enumerate().filter(unlimited) {
             let own: Vec<CoreId> = tenant.held.iter().copied().filter(|core| rest.contains(core)).collect();
             for core in stay(layout, own, counts[row][node]) {
                 rest.remove(&core);
                 chosen[row].insert(core);
             }
         }
-        // Then what is new, first to those who may not have every core, and then to those who get most.
+        // Then what is new, first to those who get most.
         let have = |row: usize, chosen: &[BTreeSet<CoreId>]| {
             chosen[row].iter().filter(|core| cores.binary_search(core).is_ok()).count()
         };
         let mut takers: Vec<(usize, usize)> = (0..tenants.len())
-            .filter(|row| !tenants[*row].fixed)
+            .filter(|row| !tenants[*row].fixed && tenants[*row].allowed.is_none())
             .map(|row| (row, counts[row][node].saturating_sub(have(row, &chosen))))
             .filter(|(_, missing)| *missing > 0)
             .collect();
-        takers.sort_by_key(|(row, missing)| (tenants[*row].allowed.is_none(), std::cmp::Reverse(*missing), *row));
+        takers.sort_by_key(|(row, missing)| (std::cmp::Reverse(*missing), *row));
         for (row, missing) in takers {
             let taken = take(layout, &tenants[row], &chosen[row], &rest, missing);
             for core in taken {

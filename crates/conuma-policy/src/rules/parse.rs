@@ -153,7 +153,7 @@ impl Draft<'_> {
             ("decay", &mut tuning.decay, 0.0, 3600.0),
             ("memory_decay", &mut tuning.memory_decay, 0.0, 36_000.0),
             ("dwell", &mut tuning.dwell, 0.0, 3600.0),
-            ("dead_band", &mut tuning.dead_band, 0.0, 10.0),
+            ("dead_band", &mut tuning.dead_band, 0.0, 1.0),
             ("horizon", &mut tuning.horizon, 0.1, 3600.0),
             ("core_cost", &mut tuning.core_cost, 0.0, 1000.0),
             ("memory_cost", &mut tuning.memory_cost, 0.0, 1000.0),

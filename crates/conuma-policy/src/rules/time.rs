@@ -72,7 +72,8 @@ impl Window {
     /// Minutes of the week at which something may change.
     pub fn edges(&self) -> impl Iterator<Item = WallTime> + '_ {
         let days = (0..7).filter(|day| self.days.contains(*day as usize));
-        days.flat_map(|day| [self.from.0, self.to.0].map(|minute| WallTime(day * DAY + minute)))
+        let to = if self.to.0 <= self.from.0 { self.to.0 + DAY } else { self.to.0 };
+        days.flat_map(move |day| [self.from.0, to].map(|minute| WallTime((day * DAY + minute) % WEEK)))
     }
 }
 

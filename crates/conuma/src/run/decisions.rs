@@ -142,7 +142,7 @@ mod tests {
         };
         let transfer = |(id, state): &(u64, TransferState)| Transfer {
             id: *id,
-            request: TransferRequest::Rebalance { moves: vec![], below: Default::default() },
+            request: TransferRequest::Rebalance { moves: vec![], below: Default::default(), owed: false },
             state: *state,
             plan: None,
             legs: vec![],

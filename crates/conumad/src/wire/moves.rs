@@ -69,8 +69,8 @@ pub(crate) fn engine_request(of: api::TransferRequest) -> Request {
             Request::Set { vm, what: engine_demand(what), below_guarantee }
         }
         api::TransferRequest::Recall { to, from, what } => Request::Recall { to, from, what: what.map(engine_demand) },
-        api::TransferRequest::Rebalance { moves, below } => {
-            Request::Rebalance { moves: moves.into_iter().map(engine_move).collect(), below }
+        api::TransferRequest::Rebalance { moves, below, owed } => {
+            Request::Rebalance { moves: moves.into_iter().map(engine_move).collect(), below, owed }
         }
     }
 }
@@ -89,9 +89,9 @@ fn api_request(of: &Request) -> api::TransferRequest {
         Request::Set { vm, what, below_guarantee } => {
             api::TransferRequest::Set { vm: vm.clone(), what: demand(what), below_guarantee: *below_guarantee }
         }
-        Request::Rebalance { moves, below } => {
+        Request::Rebalance { moves, below, owed } => {
             let moves = moves.iter().map(api_move).collect();
-            api::TransferRequest::Rebalance { moves, below: below.clone() }
+            api::TransferRequest::Rebalance { moves, below: below.clone(), owed: *owed }
         }
     }
 }
