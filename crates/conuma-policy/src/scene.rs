@@ -51,11 +51,8 @@ impl Layout {
                 first.entry(node).or_insert(cpu);
             }
         }
-        let node_of: BTreeMap<CpuId, NodeId> = host
-            .cores
-            .values()
-            .filter_map(|core| Some((core.cpus.first()?, core.node?)))
-            .collect();
+        let node_of: BTreeMap<CpuId, NodeId> =
+            host.cores.values().filter_map(|core| Some((core.cpus.first()?, core.node?))).collect();
         Self::with(host, |cpu| first.get(node_of.get(&cpu)?).copied())
     }
 

@@ -73,7 +73,8 @@ fn a_guarantee_that_is_not_to_be_lent_stays() {
 
 #[test]
 fn weights_priorities_and_limits_of_the_policy_count() {
-    let mut world = two("mode = \"auto\"\n[vm.a]\nweight = 300\nguarantee = { cores = 1 }\n[vm.b]\nguarantee = { cores = 1 }\n");
+    let mut world =
+        two("mode = \"auto\"\n[vm.a]\nweight = 300\nguarantee = { cores = 1 }\n[vm.b]\nguarantee = { cores = 1 }\n");
     for vm in ["a", "b"] {
         world.load(vm, 20.0);
     }
@@ -84,7 +85,8 @@ fn weights_priorities_and_limits_of_the_policy_count() {
     world.run(10);
     assert_eq!((world.cores("a"), world.cores("b")), (3, 5));
     let decision = world.decide();
-    let limit = |vm: &str| decision.rejected.iter().any(|rejected| rejected.vm == name(vm) && rejected.why == WhyNot::Limit);
+    let limit =
+        |vm: &str| decision.rejected.iter().any(|rejected| rejected.vm == name(vm) && rejected.why == WhyNot::Limit);
     assert!(limit("b"), "{:#?}", decision.rejected);
 }
 
@@ -241,7 +243,13 @@ fn a_decision_explains_itself_and_becomes_requests() {
     assert!(requests.len() >= 2, "cores and memory turn different knobs: {requests:#?}");
     for request in requests {
         let Request::Rebalance { moves, below, .. } = request else { panic!("another request") };
-        let givers: Vec<_> = moves.iter().filter_map(|step| match &step.from { Holder::Vm(vm) => Some(vm), _ => None }).collect();
+        let givers: Vec<_> = moves
+            .iter()
+            .filter_map(|step| match &step.from {
+                Holder::Vm(vm) => Some(vm),
+                _ => None,
+            })
+            .collect();
         assert!(givers.into_iter().all(|vm| below.contains(vm)));
     }
     let text = serde_json::to_string(&decision).unwrap();

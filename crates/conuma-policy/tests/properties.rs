@@ -124,14 +124,24 @@ fn fairness_is_exact() {
         weights
             .into_iter()
             .zip(wanted)
-            .map(|(weight, wanted)| CoreClaim { weight, wanted, floor: 1, firm: 1, most: 20, held: 0, last: 1.0, priority: Priority::Normal })
+            .map(|(weight, wanted)| CoreClaim {
+                weight,
+                wanted,
+                floor: 1,
+                firm: 1,
+                most: 20,
+                held: 0,
+                last: 1.0,
+                priority: Priority::Normal,
+            })
             .collect()
     };
     for weights in [[1, 1, 1], [1, 2, 3], [5, 1, 2], [7, 7, 1]] {
         for wanted in [[9, 9, 9], [2, 9, 9], [9, 1, 4], [3, 3, 3]] {
             let (claims, total) = (claims(weights, wanted), 11);
             let sorted = |shares: &[usize]| {
-                let mut levels: Vec<f64> = shares.iter().zip(&claims).map(|(share, claim)| *share as f64 / f64::from(claim.weight)).collect();
+                let mut levels: Vec<f64> =
+                    shares.iter().zip(&claims).map(|(share, claim)| *share as f64 / f64::from(claim.weight)).collect();
                 levels.sort_by(f64::total_cmp);
                 levels
             };
@@ -140,9 +150,16 @@ fn fairness_is_exact() {
                 for b in 1..=wanted[1] {
                     for c in (1..=wanted[2]).filter(|c| a + b + c <= total) {
                         let other = sorted(&[a, b, c]);
-                        let order = other.iter().zip(&ours).map(|(other, ours)| other.total_cmp(ours)).find(|order| order.is_ne());
+                        let order = other
+                            .iter()
+                            .zip(&ours)
+                            .map(|(other, ours)| other.total_cmp(ours))
+                            .find(|order| order.is_ne());
                         // Only the lowest levels count that both could raise: the first difference must not be in favour of the other.
-                        assert!(order != Some(std::cmp::Ordering::Greater), "{weights:?} {wanted:?}: {a} {b} {c} is fairer");
+                        assert!(
+                            order != Some(std::cmp::Ordering::Greater),
+                            "{weights:?} {wanted:?}: {a} {b} {c} is fairer"
+                        );
                     }
                 }
             }

@@ -17,8 +17,7 @@ pub(super) const TRIALS: [Trial<Stage>; 2] = [
 ];
 
 /// It takes minutes of doing nothing.
-pub(super) const LONG: [Trial<Stage>; 1] =
-    [Trial { name: "a_constant_load_moves_nothing", body: constant }];
+pub(super) const LONG: [Trial<Stage>; 1] = [Trial { name: "a_constant_load_moves_nothing", body: constant }];
 
 /// `a` is guaranteed four cores and gets three times what `b` gets of the rest. Here everything takes ten times as long as on a real host,
 /// and so does what guests do in passing: estimates are slower, and small loads count less.
@@ -41,10 +40,10 @@ fn switch_on(stage: &Stage) -> Result<()> {
 
 /// The policy rests; what guests hold stays as it is.
 fn switch_off(stage: &Stage) -> Result<()> {
-    stage.stop_any_load("a")?;
-    stage.stop_any_load("b")?;
     stage.lab.ok(&["conuma", "policy", "mode", "off"])?;
+    stage.lab.guest("b", "umount -l /run/node1 2>/dev/null; true")?;
     for vm in ["a", "b"] {
+        stage.stop_any_load(vm)?;
         stage.until_agent(vm)?;
     }
     Ok(())
@@ -146,7 +145,8 @@ fn growth(stage: &Stage) -> Verdict {
         let script = "grep Shmem: /sys/devices/system/node/node1/meminfo | tr -s ' ' | cut -d' ' -f4";
         let there = Bytes::kib(stage.lab.guest("b", script)?.trim().parse()?);
         let written = Bytes(STEP.0 * STEPS);
-        ensure!(there + Bytes::mib(4) >= written, "{there} of {written} lie on node 1");
+        // A kernel that is near its low watermark takes a page elsewhere now and then.
+        ensure!(there.0 * 20 >= written.0 * 19, "{there} of {written} lie on node 1");
         let stalls = stalled()? - stalls;
         ensure!(stalls < 1_000_000, "all of b stalled for {stalls} us");
         let left = held_on_1(stage, "a")?;
@@ -165,7 +165,7 @@ fn constant(stage: &Stage) -> Verdict {
         let moved = || -> Result<u64> {
             let text = stage.lab.ok(&["conuma", "history", "--json"])?;
             let decisions: Vec<DecisionSummary> = serde_json::from_str(&text).with_context(|| text.clone())?;
-            decisions.first().map(|newest| newest.id).context("no decision was made")
+            Ok(decisions.first().map_or(0, |newest| newest.id))
         };
         // A minute without a decision is rest.
         let uptime = || -> Result<f64> {
@@ -180,7 +180,11 @@ fn constant(stage: &Stage) -> Verdict {
                     (last, since) = (newest, now);
                 }
                 let quiet = now - since;
-                Ok(if quiet >= seconds { Look::Done(newest) } else { Look::NotYet(format!("{quiet} s, decision {newest}")) })
+                Ok(if quiet >= seconds {
+                    Look::Done(newest)
+                } else {
+                    Look::NotYet(format!("{quiet} s, decision {newest}"))
+                })
             })
         };
         let settled = until_quiet(60.0, Duration::from_secs(600))?;

@@ -128,19 +128,26 @@ fn note_prepared(leg: &mut Leg, answer: Outcome, engine: &mut Engine, now: Durat
     None
 }
 
-/// What of the node's memory the donor could do without when it last reported; nothing if that is long ago. It is spent by this leg:
-/// others of the same guest find so much less.
+/// What the donor could do without when it last reported, on whichever nodes: its kernel moves pages to make room. Nothing if that is
+/// long ago. This leg spends it: others of the same guest find so much less.
 fn reported_spare(leg: &Leg, engine: &mut Engine, now: Duration) -> Bytes {
     let (node, bytes) = part(leg);
     let left = left_free(engine.state.ledger.held(&leg.from));
     let fresh = engine.timing.prepare * 2;
     let Some(vm) = vm_of(&leg.from).and_then(|vm| engine.state.vms.get_mut(vm)) else { return Bytes::ZERO };
-    let all: Bytes = vm.free.values().copied().sum();
-    let Some(free) = vm.free.get_mut(&node).filter(|_| now.saturating_sub(vm.heard) <= fresh) else {
+    if now.saturating_sub(vm.heard) > fresh {
         return Bytes::ZERO;
+    }
+    let all: Bytes = vm.free.values().copied().sum();
+    let spare = all.saturating_sub(left);
+    let mut spent = spare.min(bytes);
+    let mut spend = |free: &mut Bytes| {
+        let part = spent.min(*free);
+        *free = free.saturating_sub(part);
+        spent = spent.saturating_sub(part);
     };
-    let spare = all.saturating_sub(left).min(*free);
-    *free = free.saturating_sub(spare.min(bytes));
+    vm.free.get_mut(&node).into_iter().for_each(&mut spend);
+    vm.free.values_mut().for_each(spend);
     spare
 }
 

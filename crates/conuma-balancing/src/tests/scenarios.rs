@@ -444,7 +444,8 @@ fn a_rebalance_moves_between_several_at_once_and_is_no_loan() {
         step(vm("c"), "b", Resources::memory(NodeId(1), units(1))),
         step(Holder::Pool, "c", Resources::cores(cpus("3"))),
     ];
-    let report = run(&mut world, Request::Rebalance { moves, below: BTreeSet::new(), owed: false }, |_| Some(Fate::Works));
+    let report =
+        run(&mut world, Request::Rebalance { moves, below: BTreeSet::new(), owed: false }, |_| Some(Fate::Works));
     assert_eq!(report.verdict, Verdict::Complete, "{report:#?}");
     assert_eq!(world.engine.ledger().vm(&name("b")).cpus, cpus("2,4-5"));
     assert_eq!(world.engine.ledger().vm(&name("c")).cpus, cpus("3,6-7"));
@@ -479,7 +480,9 @@ fn memory_of_a_node_that_a_vm_gives_is_in_one_move_only() {
 fn a_rebalance_that_is_none_is_refused_with_its_place() {
     let mut world = pair();
     let mut refused = |from: Holder, to: Holder, what: Resources| {
-        world.ask(Request::Rebalance { moves: vec![Move { from, to, what }], below: BTreeSet::new(), owed: false }).unwrap_err()
+        world
+            .ask(Request::Rebalance { moves: vec![Move { from, to, what }], below: BTreeSet::new(), owed: false })
+            .unwrap_err()
     };
     let (a, b) = (Holder::Vm(name("a")), Holder::Vm(name("b")));
     let core = Resources::cores(cpus("1"));
@@ -493,7 +496,9 @@ fn a_rebalance_that_is_none_is_refused_with_its_place() {
     world.tell(Event::HostCpus { offline: cpus("1") });
     let mut refused = |what: Resources| {
         let (from, to) = (a.clone(), Holder::Vm(name("b")));
-        world.ask(Request::Rebalance { moves: vec![Move { from, to, what }], below: BTreeSet::new(), owed: false }).unwrap_err()
+        world
+            .ask(Request::Rebalance { moves: vec![Move { from, to, what }], below: BTreeSet::new(), owed: false })
+            .unwrap_err()
     };
     assert_eq!(refused(core), Refusal::Offline(cpus("1")));
     let guaranteed = refused(Resources::cores(cpus("0,2-3")));

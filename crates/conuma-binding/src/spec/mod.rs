@@ -28,9 +28,9 @@ use std::str::FromStr;
 use conuma_topology::{Bytes, CpuSet, NodeId, PciAddress, VmName};
 use serde::{Deserialize, Serialize};
 
+use crate::form::Source;
 pub use check::Reserve;
 pub use error::{Problem, SpecError};
-use crate::form::Source;
 
 /// What virtio-mem gives and takes at a time; boot memory is a multiple of it too.
 pub(crate) const MEMORY_UNIT: Bytes = Bytes::mib(2);

@@ -26,7 +26,13 @@ pub(super) struct CorePlan {
     pub(super) rejected: Vec<Rejected>,
 }
 
-pub(super) fn plan(balancer: &Balancer, scene: &Scene<'_>, views: &[View<'_>], usable: &CpuSet, now: Duration) -> CorePlan {
+pub(super) fn plan(
+    balancer: &Balancer,
+    scene: &Scene<'_>,
+    views: &[View<'_>],
+    usable: &CpuSet,
+    now: Duration,
+) -> CorePlan {
     let tuning = &balancer.rules.tuning;
     let all = Draft::make(balancer, scene, views, usable, now, false);
     let (gain, cost) = (all.gain * tuning.horizon, all.cost(tuning));
@@ -43,10 +49,16 @@ pub(super) fn plan(balancer: &Balancer, scene: &Scene<'_>, views: &[View<'_>], u
     let chosen = match why_not {
         None => all,
         Some(why) => {
-            for (view, (after, before)) in views.iter().zip(all.after.iter().zip(views.iter().map(|view| &view.cores))) {
+            for (view, (after, before)) in views.iter().zip(all.after.iter().zip(views.iter().map(|view| &view.cores)))
+            {
                 if after != before {
                     let cores = after.len() as i64 - before.len() as i64;
-                    rejected.push(Rejected { vm: view.vm.name.clone(), cores, memory: BTreeMap::new(), why: why.clone() });
+                    rejected.push(Rejected {
+                        vm: view.vm.name.clone(),
+                        cores,
+                        memory: BTreeMap::new(),
+                        why: why.clone(),
+                    });
                 }
             }
             let shares = all.shares;
@@ -93,11 +105,8 @@ impl Draft {
         let total = scene.layout.cores_in(usable).len();
         let claims: Vec<_> = views.iter().map(|view| view.claim(urgent)).collect();
         let shares = divide::cores(total, &claims);
-        let tenants: Vec<Tenant> = views
-            .iter()
-            .zip(&shares)
-            .map(|(view, share)| tenant(balancer, scene, view, *share, now, urgent))
-            .collect();
+        let tenants: Vec<Tenant> =
+            views.iter().zip(&shares).map(|(view, share)| tenant(balancer, scene, view, *share, now, urgent)).collect();
         let after = place::place(scene.layout, usable, &tenants, tuning.far_loss).cores;
         let mut draft = Self { shares, after, steps: Vec::new(), gain: 0.0, moved: 0 };
         draft.steps = draft.steps(scene, views);
@@ -137,11 +146,13 @@ impl Draft {
             }
         }
         for (index, (view, after)) in views.iter().zip(&self.after).enumerate() {
-            for core in view.cores.iter().filter(|core| after.binary_search(core).is_err() && !taken.contains_key(core)) {
+            for core in view.cores.iter().filter(|core| after.binary_search(core).is_err() && !taken.contains_key(core))
+            {
                 add(Why::Locality, Some(index), None, *core);
             }
         }
-        let holder = |index: Option<usize>| index.map_or(Holder::Pool, |index| Holder::Vm(views[index].vm.name.clone()));
+        let holder =
+            |index: Option<usize>| index.map_or(Holder::Pool, |index| Holder::Vm(views[index].vm.name.clone()));
         self.moved = parts.values().map(|cpus| scene.layout.cores_in(cpus).len()).sum();
         let step = |((why, from, to), cpus): ((Why, Option<usize>, Option<usize>), CpuSet)| Step {
             step: Move { from: holder(from), to: holder(to), what: Resources::cores(cpus) },
@@ -151,12 +162,7 @@ impl Draft {
     }
 
     /// What all of it brings, in cores: what is used more, what comes nearer to its fair share, and what is near instead of far.
-    fn gain(
-        &self,
-        scene: &Scene<'_>,
-        views: &[View<'_>],
-        tuning: &Tuning,
-    ) -> f64 {
+    fn gain(&self, scene: &Scene<'_>, views: &[View<'_>], tuning: &Tuning) -> f64 {
         let mut gain = 0.0;
         for (view, after) in views.iter().zip(&self.after).filter(|(view, _)| !view.is_fixed()) {
             let wanted = view.estimate.map_or(view.wanted as f64, |estimate| estimate.cores.wanted);
@@ -179,12 +185,22 @@ pub(super) fn far(scene: &Scene<'_>, home: &Home, cores: &[CoreId], tuning: &Tun
     place::far_cores(home, &counts, tuning.far_loss)
 }
 
-fn tenant(balancer: &Balancer, scene: &Scene<'_>, view: &View<'_>, share: usize, now: Duration, urgent: bool) -> Tenant {
+fn tenant(
+    balancer: &Balancer,
+    scene: &Scene<'_>,
+    view: &View<'_>,
+    share: usize,
+    now: Duration,
+    urgent: bool,
+) -> Tenant {
     let tuning = &balancer.rules.tuning;
-    let rests = urgent || view.held.is_some() || balancer.stability.cores_moved_within(&view.vm.name, tuning.dwell() * SETTLES, now);
+    let rests = urgent
+        || view.held.is_some()
+        || balancer.stability.cores_moved_within(&view.vm.name, tuning.dwell() * SETTLES, now);
     // Twice what it costs: what is as good elsewhere is no reason to go there.
     let step = if rests { 100.0 } else { 2.0 * tuning.core_cost / tuning.horizon.max(0.1) + 0.02 };
-    let fixed = view.is_fixed() || (view.held == Some(Held::Dwell) && share == view.cores.len() && view.named.is_empty());
+    let fixed =
+        view.is_fixed() || (view.held == Some(Held::Dwell) && share == view.cores.len() && view.named.is_empty());
     let named = if fixed { Vec::new() } else { named(scene, view) };
     Tenant {
         count: share,

@@ -20,8 +20,7 @@ pub(super) fn decide(balancer: &Balancer, scene: &Scene<'_>, now: Duration) -> D
     let distance =
         |from: NodeId, to: NodeId| scene.host.distances.get(from, to).unwrap_or(if from == to { 10 } else { 20 });
     let map = Map::new(scene.layout, scene.host.memory.keys().copied(), distance);
-    let views: Vec<View<'_>> =
-        scene.vms.iter().map(|vm| View::new(balancer, scene, vm, &map, &usable, now)).collect();
+    let views: Vec<View<'_>> = scene.vms.iter().map(|vm| View::new(balancer, scene, vm, &map, &usable, now)).collect();
     let mut cores = cores::plan(balancer, scene, &views, &usable, now);
     let mut memory = memory::plan(balancer, scene, &views, now);
     let mut moves = std::mem::take(&mut cores.steps);

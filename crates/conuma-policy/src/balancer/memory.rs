@@ -94,7 +94,9 @@ pub(super) fn plan(balancer: &Balancer, scene: &Scene<'_>, views: &[View<'_>], n
             }
         }
         left.insert(*node, table.pool);
-        turned.extend((0..views.len()).filter(|index| table.gets[*index] || table.given[*index]).map(|index| (index, *node)));
+        turned.extend(
+            (0..views.len()).filter(|index| table.gets[*index] || table.given[*index]).map(|index| (index, *node)),
+        );
         plan.steps.append(&mut table.steps);
     }
     elsewhere(scene, views, &mut plan, left, &turned, unmet, &mut room, tuning, balancer, now);
@@ -170,13 +172,24 @@ impl<'a> Table<'a> {
             .collect();
         short.sort_by_key(|index| {
             let row = &self.rows[*index];
-            (std::cmp::Reverse(row.needed.saturating_sub(row.held)), std::cmp::Reverse(row.target.saturating_sub(row.held)), *index)
+            (
+                std::cmp::Reverse(row.needed.saturating_sub(row.held)),
+                std::cmp::Reverse(row.target.saturating_sub(row.held)),
+                *index,
+            )
         });
         short
     }
 
     /// Gives one VM what it should have more, as far as it goes; how much that is.
-    fn serve(&mut self, index: usize, balancer: &Balancer, rejected: &mut Vec<Rejected>, tuning: &Tuning, now: Duration) -> Bytes {
+    fn serve(
+        &mut self,
+        index: usize,
+        balancer: &Balancer,
+        rejected: &mut Vec<Rejected>,
+        tuning: &Tuning,
+        now: Duration,
+    ) -> Bytes {
         let row = self.rows[index];
         let urgent = row.held < row.needed;
         let missing = row.target.saturating_sub(row.held).round_down(self.block);
@@ -223,7 +236,8 @@ impl<'a> Table<'a> {
             got += part;
         }
         if got.is_zero() {
-            let stuck = self.rows.iter().enumerate().any(|(other, row)| other != index && !row.gives && !row.spare().is_zero());
+            let stuck =
+                self.rows.iter().enumerate().any(|(other, row)| other != index && !row.gives && !row.spare().is_zero());
             reject(if stuck { WhyNot::MemoryStuck } else { WhyNot::FairShare });
         }
         got
@@ -241,9 +255,7 @@ impl<'a> Table<'a> {
 
     /// Who can give most of what `spare` says, and how much of `wanted`.
     fn giver(&self, but: usize, spare: impl Fn(&Row) -> Bytes, wanted: Bytes) -> Option<(usize, Bytes)> {
-        let can = |index: &usize| {
-            *index != but && self.rows[*index].gives && !self.given[*index] && !self.gets[*index]
-        };
+        let can = |index: &usize| *index != but && self.rows[*index].gives && !self.given[*index] && !self.gets[*index];
         let most = |index: &usize| (spare(&self.rows[*index]), std::cmp::Reverse(*index));
         let best = (0..self.rows.len()).filter(can).max_by_key(most)?;
         let part = spare(&self.rows[best]).min(wanted).round_down(self.block);
@@ -325,13 +337,15 @@ fn elsewhere(
             let idle = vm.holding.on(other).saturating_sub(view.keeps_on(other));
             rest = rest.saturating_sub(idle);
             let row = row(view, Bytes::ZERO, room[index], other, false);
-            let block = vm.devices.get(&other).map(|device| device.block).filter(|block| !block.is_zero()).unwrap_or(BLOCK);
+            let block =
+                vm.devices.get(&other).map(|device| device.block).filter(|block| !block.is_zero()).unwrap_or(BLOCK);
             let pool = left.get(&other).copied().unwrap_or_default();
             let part = rest.min(pool).min(row.most.saturating_sub(row.held)).round_down(block);
             if !row.takes || part < LEAST {
                 continue;
             }
-            let step = Move { from: Holder::Pool, to: Holder::Vm(vm.name.clone()), what: Resources::memory(other, part) };
+            let step =
+                Move { from: Holder::Pool, to: Holder::Vm(vm.name.clone()), what: Resources::memory(other, part) };
             plan.steps.push(Step { step, why: Why::Demand });
             more.insert((index, other));
             left.insert(other, pool.saturating_sub(part));

@@ -70,7 +70,9 @@ impl<'a> View<'a> {
         let (most, allowed) = match &terms.limit.cores {
             None => (usize::MAX, None),
             Some(CoreDemand::Count(count)) => (*count, None),
-            Some(CoreDemand::Cpus(cpus)) => (scene.layout.cores_in(&cpus.intersection(usable)).len(), Some(cpus.clone())),
+            Some(CoreDemand::Cpus(cpus)) => {
+                (scene.layout.cores_in(&cpus.intersection(usable)).len(), Some(cpus.clone()))
+            }
         };
         // What is above a limit already need not go.
         let file = vm.limit.cores.as_ref().map_or(usize::MAX, count);
@@ -93,7 +95,21 @@ impl<'a> View<'a> {
         };
         let is_mute = estimate.is_none() && balancer.is_mute(&vm.name, now);
         let home = map.home(&home(vm, estimate));
-        Self { vm, terms, estimate, cores, wanted, last, needed: needed.min(most), most, held, is_mute, named, allowed, home }
+        Self {
+            vm,
+            terms,
+            estimate,
+            cores,
+            wanted,
+            last,
+            needed: needed.min(most),
+            most,
+            held,
+            is_mute,
+            named,
+            allowed,
+            home,
+        }
     }
 
     /// Whether nothing may be done to it, also for the guarantees of others.
@@ -107,7 +123,8 @@ impl<'a> View<'a> {
         if self.is_fixed() {
             return CoreClaim::fixed(held);
         }
-        let rests = urgent || matches!(self.held, Some(Held::Dwell)) || (self.held == Some(Held::Unknown) && !self.is_mute);
+        let rests =
+            urgent || matches!(self.held, Some(Held::Dwell)) || (self.held == Some(Held::Unknown) && !self.is_mute);
         let floor = if rests { held.max(self.needed) } else { self.needed };
         CoreClaim {
             weight: self.terms.weight,

@@ -77,15 +77,7 @@ impl CoreEstimator {
             Probe::Rest if wanted > raw + 0.5 => CoreWhy::Fading,
             Probe::Rest => CoreWhy::Use,
         };
-        CoreEstimate {
-            wanted,
-            used,
-            waiting: reading.waiting,
-            stall: reading.cpu_stall,
-            held,
-            probe: extra,
-            why,
-        }
+        CoreEstimate { wanted, used, waiting: reading.waiting, stall: reading.cpu_stall, held, probe: extra, why }
     }
 
     fn next_probe(&mut self, now: Duration, used: f64, held: usize, full: bool, queue: bool) -> Probe {

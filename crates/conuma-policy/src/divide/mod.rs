@@ -84,8 +84,12 @@ fn keep(mut rest: usize, claims: &[CoreClaim], shares: &mut [usize]) {
     let spare = |index: usize, share: usize| claims[index].held.min(claims[index].most).saturating_sub(share);
     let mut spares: Vec<usize> = shares.iter().enumerate().map(|(index, share)| spare(index, *share)).collect();
     let mut given = spares.iter().sum::<usize>().saturating_sub(rest);
-    let mut largest: BinaryHeap<(usize, Reverse<usize>)> =
-        spares.iter().enumerate().filter(|(_, spare)| **spare > 0).map(|(index, spare)| (*spare, Reverse(index))).collect();
+    let mut largest: BinaryHeap<(usize, Reverse<usize>)> = spares
+        .iter()
+        .enumerate()
+        .filter(|(_, spare)| **spare > 0)
+        .map(|(index, spare)| (*spare, Reverse(index)))
+        .collect();
     while given > 0 {
         let Some((spare, Reverse(index))) = largest.pop() else { break };
         spares[index] = spare - 1;

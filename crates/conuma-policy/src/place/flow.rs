@@ -290,7 +290,8 @@ mod tests {
     use crate::place::Row;
 
     fn cost(grid: &Grid, counts: &[Vec<usize>]) -> f64 {
-        let on = |row: usize, node: usize| (1..=counts[row][node]).map(move |k| grid.rows[row].cost(node, k)).sum::<f64>();
+        let on =
+            |row: usize, node: usize| (1..=counts[row][node]).map(move |k| grid.rows[row].cost(node, k)).sum::<f64>();
         (0..counts.len()).flat_map(|row| (0..grid.free.len()).map(move |node| on(row, node))).sum()
     }
 
@@ -303,12 +304,22 @@ mod tests {
         spread(grid, row, 0, grid.rows[row].count, &mut counts, free)
     }
 
-    fn spread(grid: &Grid, row: usize, node: usize, rest: usize, counts: &mut Vec<usize>, free: &mut Vec<usize>) -> f64 {
+    fn spread(
+        grid: &Grid,
+        row: usize,
+        node: usize,
+        rest: usize,
+        counts: &mut Vec<usize>,
+        free: &mut Vec<usize>,
+    ) -> f64 {
         if node == free.len() {
             if rest > 0 {
                 return f64::INFINITY;
             }
-            let own: f64 = (0..node).flat_map(|node| (1..=counts[node]).map(move |k| (node, k))).map(|(node, k)| grid.rows[row].cost(node, k)).sum();
+            let own: f64 = (0..node)
+                .flat_map(|node| (1..=counts[node]).map(move |k| (node, k)))
+                .map(|(node, k)| grid.rows[row].cost(node, k))
+                .sum();
             return own + best(grid, row + 1, free);
         }
         let mut least = f64::INFINITY;
@@ -324,9 +335,8 @@ mod tests {
 
     fn row(nodes: usize) -> impl Strategy<Value = Row> {
         let small = || prop::collection::vec(0_usize..3, nodes);
-        (0_usize..4, small(), small(), prop::collection::vec(0.0_f64..0.5, nodes), 0.0_f64..0.2).prop_map(
-            move |(count, held, near, far, step)| Row { count, held, near, most: vec![4; nodes], far, step },
-        )
+        (0_usize..4, small(), small(), prop::collection::vec(0.0_f64..0.5, nodes), 0.0_f64..0.2)
+            .prop_map(move |(count, held, near, far, step)| Row { count, held, near, most: vec![4; nodes], far, step })
     }
 
     proptest! {
@@ -337,8 +347,8 @@ mod tests {
         fn placement_is_exact(mut rows in prop::collection::vec(row(3), 1..4)) {
             let free = vec![4; 3];
             // What is held by all together is there.
-            for node in 0..3 {
-                let mut left = free[node];
+            for (node, free) in free.iter().enumerate() {
+                let mut left = *free;
                 for row in &mut rows {
                     row.held[node] = row.held[node].min(left);
                     left -= row.held[node];

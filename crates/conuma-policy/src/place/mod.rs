@@ -59,7 +59,8 @@ impl Map {
     ) -> Self {
         let nodes: Vec<Option<NodeId>> = layout.nodes.iter().copied().collect();
         let steps = |to: NodeId| {
-            let from = |from: &Option<NodeId>| from.map_or(0.0, |from| (f64::from(distance(from, to)) / 10.0 - 1.0).max(0.0));
+            let from =
+                |from: &Option<NodeId>| from.map_or(0.0, |from| (f64::from(distance(from, to)) / 10.0 - 1.0).max(0.0));
             (to, nodes.iter().map(from).collect())
         };
         let steps = memory.into_iter().map(steps).collect();
@@ -99,7 +100,8 @@ pub fn place(layout: &Layout, usable: &CpuSet, tenants: &[Tenant], far_loss: f64
 /// [`Layout::nodes`].
 pub(crate) fn far_cores(home: &Home, counts: &[usize], far_loss: f64) -> f64 {
     let near = near(home, counts.iter().sum());
-    let beyond = |((count, near), far): ((&usize, usize), &f64)| count.saturating_sub(near) as f64 * (far * far_loss).min(1.0);
+    let beyond =
+        |((count, near), far): ((&usize, usize), &f64)| count.saturating_sub(near) as f64 * (far * far_loss).min(1.0);
     counts.iter().zip(near).zip(&home.far).map(beyond).sum()
 }
 
@@ -145,12 +147,7 @@ impl Row {
 }
 
 impl Grid {
-    fn new(
-        layout: &Layout,
-        usable: &CpuSet,
-        tenants: &[Tenant],
-        far_loss: f64,
-    ) -> Self {
+    fn new(layout: &Layout, usable: &CpuSet, tenants: &[Tenant], far_loss: f64) -> Self {
         let nodes: Vec<Option<NodeId>> = layout.nodes.iter().copied().collect();
         let index = |core: &CoreId| layout.cores.get(core).map(|seat| seat.place);
         let mut owner: BTreeMap<CoreId, usize> = BTreeMap::new();
@@ -203,7 +200,12 @@ impl Grid {
             let far = if tenant.home.far.is_empty() { vec![0.0; nodes.len()] } else { tenant.home.far.clone() };
             Row {
                 count: tenant.count.saturating_sub(locked[row].len()),
-                near: near.iter().chain(std::iter::repeat(&tenant.count)).zip(named).map(|(near, named)| near.saturating_sub(named)).collect(),
+                near: near
+                    .iter()
+                    .chain(std::iter::repeat(&tenant.count))
+                    .zip(named)
+                    .map(|(near, named)| near.saturating_sub(named))
+                    .collect(),
                 far: far.iter().map(|steps| (steps * far_loss).min(1.0)).collect(),
                 step: tenant.step,
                 held,

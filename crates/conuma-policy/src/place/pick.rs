@@ -21,7 +21,8 @@ pub(super) fn pick(layout: &Layout, grid: &Grid, tenants: &[Tenant], counts: &[V
         // Those who may not have every core choose first, those with the fewest before the others.
         let mut limited: Vec<usize> =
             (0..tenants.len()).filter(|row| !tenants[*row].fixed && tenants[*row].allowed.is_some()).collect();
-        limited.sort_by_key(|row| (tenants[*row].allowed.as_ref().map_or(usize::MAX, conuma_topology::CpuSet::len), *row));
+        limited
+            .sort_by_key(|row| (tenants[*row].allowed.as_ref().map_or(usize::MAX, conuma_topology::CpuSet::len), *row));
         for row in limited {
             let tenant = &tenants[row];
             let own: Vec<CoreId> = tenant.held.iter().copied().filter(|core| rest.contains(core)).collect();
@@ -148,7 +149,11 @@ mod tests {
             let cpus = CpuSet::from([CpuId(core)]);
             (CoreId(core), Seat { node: None, cache: CpuId(core / 4 * 4), cpus, place: 0 })
         };
-        Layout { cores: (0..8).map(seat).collect(), of_cpu: (0..8).map(|cpu| (CpuId(cpu), CoreId(cpu))).collect(), nodes: [None].into() }
+        Layout {
+            cores: (0..8).map(seat).collect(),
+            of_cpu: (0..8).map(|cpu| (CpuId(cpu), CoreId(cpu))).collect(),
+            nodes: [None].into(),
+        }
     }
 
     fn ids(cores: &[u32]) -> Vec<CoreId> {

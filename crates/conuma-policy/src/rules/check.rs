@@ -81,9 +81,9 @@ impl Rules {
             times.extend(rules.windows.iter().flat_map(|(window, _)| window.edges()));
         }
         let mut concerns = Vec::new();
+        // The edges are local times already.
+        let local = Self { utc_offset: super::UtcOffset::default(), ..self.clone() };
         for time in times {
-            // The edges are local times already.
-            let local = Self { utc_offset: super::UtcOffset::default(), ..self.clone() };
             let terms: BTreeMap<&VmName, Terms> = vms.iter().map(|vm| (&vm.name, local.terms(vm, time))).collect();
             for concern in at_once(host, vms, &terms) {
                 if !concerns.contains(&concern) {

@@ -142,7 +142,8 @@ mod tests {
     fn a_diff_speaks_the_files_words() {
         let rules = |text: &str| Rules::parse(text, "p.toml").unwrap();
         let before = rules("mode = \"advise\"\n[vm.db]\nweight = 100\nhands_off = true\n");
-        let after = rules("mode = \"auto\"\n[tuning]\ndwell = 2.5\n[vm.db]\nweight = 300\nguarantee = { memory = \"8G\" }\n");
+        let after =
+            rules("mode = \"auto\"\n[tuning]\ndwell = 2.5\n[vm.db]\nweight = 300\nguarantee = { memory = \"8G\" }\n");
         let changes: Vec<String> = before.diff(&after).iter().map(Change::to_string).collect();
         let expected = [
             "~ mode = \"auto\" (was \"advise\")",

@@ -37,8 +37,8 @@ use conuma_topology::VmName;
 use serde::{Deserialize, Serialize};
 
 pub use check::Concern;
-pub use diff::Change;
 pub use conuma_binding::{Problem, SpecError as RulesError};
+pub use diff::Change;
 pub use time::{Days, TimeOfDay, UtcOffset, WallTime, Window};
 
 use crate::scene::VmScene;

@@ -11,7 +11,8 @@ use super::{Mode, Partial, Priority, Rules, RulesError, Tuning, UtcOffset, VmRul
 const TOP_KEYS: &[&str] = &["mode", "utc_offset", "tuning", "vm"];
 const VM_KEYS: &[&str] = &["weight", "guarantee", "limit", "priority", "hands_off", "window"];
 const WINDOW_KEYS: &[&str] = &["days", "from", "to", "weight", "guarantee", "limit", "priority", "hands_off"];
-const SECTIONS: Sections = &[("", TOP_KEYS), ("vm.NAME", VM_KEYS), ("vm.NAME.window", WINDOW_KEYS), ("tuning", TUNING_KEYS)];
+const SECTIONS: Sections =
+    &[("", TOP_KEYS), ("vm.NAME", VM_KEYS), ("vm.NAME.window", WINDOW_KEYS), ("tuning", TUNING_KEYS)];
 const TUNING_KEYS: &[&str] = &[
     "attack",
     "decay",
@@ -29,6 +30,9 @@ const TUNING_KEYS: &[&str] = &[
     "foresight",
     "host_short",
 ];
+
+/// Windows of a VM at most.
+const MOST_WINDOWS: usize = 64;
 
 pub(super) fn parse(text: &str, file: &str) -> Result<Rules, RulesError> {
     let read = |reader: &mut Reader, top: &Table<'_>| Draft(reader).rules(top);
@@ -75,7 +79,15 @@ impl Draft<'_> {
         let mut windows = Vec::new();
         if let Some(list) = table.get("window") {
             let path = format!("{path}.window");
-            for (index, item) in self.0.items(&path, list).iter().enumerate() {
+            let items = self.0.items(&path, list);
+            if items.len() > MOST_WINDOWS {
+                self.0.wrong(
+                    list.span(),
+                    format!("a VM has {MOST_WINDOWS} windows at most, not {}", items.len()),
+                    None,
+                );
+            }
+            for (index, item) in items.iter().take(MOST_WINDOWS).enumerate() {
                 windows.extend(self.window(&format!("{path}.{index}"), item));
             }
         }
@@ -89,9 +101,7 @@ impl Draft<'_> {
             None => Some(Days::ALL),
             Some(value) => {
                 let names = self.0.texts(&format!("{path}.days"), value);
-                Days::of(names.iter().map(String::as_str))
-                    .map_err(|why| self.0.wrong(value.span(), why, None))
-                    .ok()
+                Days::of(names.iter().map(String::as_str)).map_err(|why| self.0.wrong(value.span(), why, None)).ok()
             }
         };
         let mut time = |key: &str| match table.get(key) {
@@ -163,11 +173,15 @@ impl Draft<'_> {
             ("foresight", &mut tuning.foresight, 0.0, 3600.0),
         ];
         for (key, place, min, max) in numbers {
-            if let Some(number) = table.get(key).and_then(|value| self.0.number(&format!("tuning.{key}"), value, min, max)) {
+            if let Some(number) =
+                table.get(key).and_then(|value| self.0.number(&format!("tuning.{key}"), value, min, max))
+            {
                 *place = number;
             }
         }
-        if let Some(number) = table.get("host_short").and_then(|value| self.0.number("tuning.host_short", value, 0.0, 1.0)) {
+        if let Some(number) =
+            table.get("host_short").and_then(|value| self.0.number("tuning.host_short", value, 0.0, 1.0))
+        {
             tuning.host_short = number;
         }
         let moves = table.get("moves_per_minute");

@@ -169,11 +169,7 @@ mod tests {
     const SUNDAY: u64 = 1_795_330_800;
 
     fn window(days: &[&str], from: &str, to: &str) -> Window {
-        Window {
-            days: Days::of(days.iter().copied()).unwrap(),
-            from: from.parse().unwrap(),
-            to: to.parse().unwrap(),
-        }
+        Window { days: Days::of(days.iter().copied()).unwrap(), from: from.parse().unwrap(), to: to.parse().unwrap() }
     }
 
     #[test]

@@ -60,12 +60,18 @@ impl World {
 
     /// A VM that is guaranteed `cores`, holds `cpus` and `mib` of each node.
     pub fn vm(&mut self, vm: &str, cores: usize, cpus: &str, mib: u64) -> &mut VmScene {
-        let memory: BTreeMap<NodeId, Bytes> =
-            self.host.memory.keys().map(|node| (*node, Bytes::mib(mib))).filter(|(_, bytes)| !bytes.is_zero()).collect();
+        let memory: BTreeMap<NodeId, Bytes> = self
+            .host
+            .memory
+            .keys()
+            .map(|node| (*node, Bytes::mib(mib)))
+            .filter(|(_, bytes)| !bytes.is_zero())
+            .collect();
         let holding = Resources { cpus: cpus.parse().unwrap(), memory };
         assert!(self.pool.take(&holding), "{vm} holds what is not there");
         let device = |(node, total): (&NodeId, &Bytes)| (*node, MemoryDevice { max: *total, block: Bytes::mib(2) });
-        let guarantee = Demand { cores: Some(CoreDemand::Count(cores)), memory: Some(MemoryDemand::Total(Bytes::mib(256))) };
+        let guarantee =
+            Demand { cores: Some(CoreDemand::Count(cores)), memory: Some(MemoryDemand::Total(Bytes::mib(256))) };
         let scene = VmScene {
             name: name(vm),
             guarantee,
@@ -115,7 +121,8 @@ impl World {
             let per_core = (load.threads / cores.len().max(1) as f64).min(1.0);
             let waiting = (load.threads - cores.len() as f64).max(0.0) / cores.len().max(1) as f64;
             for cpu in self.layout.of_cpu.keys() {
-                let counted = sample.cpus.entry(*cpu).or_insert(CpuSample { busy: Duration::ZERO, waited: Some(Duration::ZERO) });
+                let counted =
+                    sample.cpus.entry(*cpu).or_insert(CpuSample { busy: Duration::ZERO, waited: Some(Duration::ZERO) });
                 if scene.holding.cpus.contains(*cpu) {
                     counted.busy += elapsed.mul_f64(per_core);
                     counted.waited = counted.waited.map(|waited| waited + elapsed.mul_f64(waiting));
@@ -132,8 +139,13 @@ impl World {
                     let used = load.in_use.get(node).copied().unwrap_or_default().min(total);
                     let available = total.saturating_sub(used);
                     let file = load.file.min(available);
-                    let node_sample =
-                        NodeSample { total, free: available.saturating_sub(file), available, file, ..NodeSample::default() };
+                    let node_sample = NodeSample {
+                        total,
+                        free: available.saturating_sub(file),
+                        available,
+                        file,
+                        ..NodeSample::default()
+                    };
                     (*node, node_sample)
                 })
                 .collect();
@@ -151,7 +163,9 @@ impl World {
         for step in &decision.moves {
             let step = &step.step;
             match &step.from {
-                Holder::Vm(vm) => assert!(self.vms.get_mut(vm).unwrap().holding.take(&step.what), "{vm} lacks {}", step.what),
+                Holder::Vm(vm) => {
+                    assert!(self.vms.get_mut(vm).unwrap().holding.take(&step.what), "{vm} lacks {}", step.what)
+                }
                 _ => assert!(self.pool.take(&step.what), "the pool lacks {}", step.what),
             }
         }

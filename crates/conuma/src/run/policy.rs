@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use conuma_api::{
-    Client, ClientError, PinOrder, PolicyCheck, PolicyInfo, PolicyMode, PolicyProblem, PolicyText, TermsInfo,
+    Client, ClientError, Code, PinOrder, PolicyCheck, PolicyInfo, PolicyMode, PolicyProblem, PolicyText, TermsInfo,
 };
 use conuma_policy::Rules;
 use conuma_topology::VmName;
@@ -62,6 +62,8 @@ async fn show(client: &Client, args: &PolicyShowArgs, console: &mut Console<'_>)
             Ok(why) => vms.push(VmTerms { vm: vm.name, terms: why.terms }),
             // It ended meanwhile.
             Err(error) if failure::is_not_found_by(&error) => {}
+            // It does not run yet: no terms hold for it.
+            Err(ClientError::Problem(problem)) if problem.code == Code::Refused => {}
             Err(error) => return Err(error.into()),
         }
     }

@@ -21,6 +21,9 @@ use crate::wire::decision;
 /// How long an answer waits for the number of a decision.
 const NUMBER: Duration = Duration::from_secs(2);
 
+/// What a decision has brought is told so long after its last transfer ended.
+const SHOWS: Duration = Duration::from_secs(1);
+
 /// A decision that is being carried out.
 pub(super) struct UnderWay {
     number: NumberSlot,
@@ -29,6 +32,8 @@ pub(super) struct UnderWay {
     awaited: Vec<TransferId>,
     /// How much of it arrived.
     arrived: Arrived,
+    /// When the last of them ended.
+    ended: Option<Duration>,
 }
 
 /// How much arrived.
@@ -60,6 +65,7 @@ impl UnderWay {
             step.state = Some(transfer.state);
             step.refusal = transfer.refusal.clone();
         }
+        self.ended = self.awaited.is_empty().then_some(now);
     }
 
     fn state(&self) -> DecisionState {
@@ -87,6 +93,7 @@ impl Manager {
         match self.mode() {
             Mode::Off => {}
             Mode::Advise => self.advise(&decision, cause),
+            Mode::Auto if self.waits_for_strangers(&decision) => {}
             Mode::Auto => {
                 self.watch_guarantees(&decision, &snapshot);
                 self.carry_out(&decision, cause).await?;
@@ -95,6 +102,14 @@ impl Manager {
         self.settle_newcomers(&snapshot);
         self.last = Some(decision);
         Ok(())
+    }
+
+    /// Whether something is still to be heard of a VM that ran before this daemon.
+    fn waits_for_strangers(&mut self, decision: &Decision) -> bool {
+        let (strangers, until) = &mut self.strangers;
+        let unknown = |vm: &VmName| decision.of(vm).is_some_and(|outlook| outlook.held == Some(Held::Unknown));
+        strangers.retain(|vm| Instant::now() < *until && unknown(vm));
+        !strangers.is_empty()
     }
 
     /// What would be decided now.
@@ -148,6 +163,9 @@ impl Manager {
         let began = Instant::now();
         let newcomers = self.newcomers();
         let mut scene = snapshot.scene(&self.host, &self.layout);
+        for vm in &mut scene.vms {
+            self.setbacks.apply(vm, snapshot.now);
+        }
         scene.vms.extend(newcomers.iter().cloned());
         let decision = into_pool(self.balancer.decide(&scene, snapshot.now), &newcomers);
         tracing::debug!(moves = decision.moves.len(), took_us = wire::micros(began.elapsed()), "decided");
@@ -179,7 +197,7 @@ impl Manager {
         }
         let mut info = decision::decision(made, cause.name(), self.api_mode(), &self.layout);
         info.state = DecisionState::UnderWay;
-        self.balancer.begun(made, self.room.clock.now());
+        let mut refused: Vec<Move> = Vec::new();
         let mut awaited = Vec::new();
         let mut arrived = Arrived::default();
         for request in made.requests() {
@@ -187,7 +205,11 @@ impl Manager {
             let begun = self.room.core.request(request).await;
             match begun {
                 Ok(id) => awaited.push(id),
-                Err(_) => arrived.short = true,
+                Err(_) => {
+                    arrived.short = true;
+                    self.setbacks.refused(&moves, made.at);
+                    refused.extend(moves.iter().cloned());
+                }
             }
             let of_it = info.moves.iter_mut().zip(&made.moves).filter(|(_, step)| moves.contains(&step.step));
             for (shown, _) in of_it {
@@ -200,6 +222,10 @@ impl Manager {
                 }
             }
         }
+        if !awaited.is_empty() {
+            let begun = made.moves.iter().filter(|step| !refused.contains(&step.step)).cloned();
+            self.balancer.begun(&Decision { moves: begun.collect(), ..made.clone() }, self.room.clock.now());
+        }
         let refused_again = awaited.is_empty() && self.idle.as_ref() == Some(&made.moves);
         self.idle = awaited.is_empty().then(|| made.moves.clone());
         if refused_again && cause != Cause::Manual {
@@ -211,7 +237,7 @@ impl Manager {
         for vm in vms.into_iter().filter(|vm| concerns(made, vm)) {
             self.moved.insert(vm, number.clone());
         }
-        let under_way = UnderWay { number: number.clone(), info: info.clone(), awaited, arrived };
+        let under_way = UnderWay { number: number.clone(), info: info.clone(), awaited, arrived, ended: None };
         match under_way.awaited.is_empty() {
             true => {
                 info.state = DecisionState::Refused;
@@ -229,18 +255,24 @@ impl Manager {
         for under_way in &mut self.under_way {
             for id in under_way.awaited.clone() {
                 match reports.get(&id) {
-                    Some(report) if report.ended.is_some() => under_way.ended(report, snapshot.now),
+                    Some(report) if report.ended.is_some() => {
+                        self.setbacks.learn(report, snapshot.now);
+                        under_way.ended(report, snapshot.now);
+                    }
                     Some(_) => {}
                     // So many others ended since that it was forgotten.
                     None => {
                         under_way.awaited.retain(|awaited| *awaited != id);
                         under_way.arrived.short = true;
+                        under_way.ended = under_way.awaited.is_empty().then_some(snapshot.now);
                     }
                 }
             }
         }
         let all = std::mem::take(&mut self.under_way);
-        let (ended, under_way): (Vec<_>, Vec<_>) = all.into_iter().partition(|one| one.awaited.is_empty());
+        // What it has brought is seen when guests have worked with it for a while.
+        let shown = |one: &UnderWay| one.ended.is_some_and(|at| snapshot.now >= at + SHOWS);
+        let (ended, under_way): (Vec<_>, Vec<_>) = all.into_iter().partition(shown);
         self.under_way = under_way;
         for one in ended {
             self.end(one, Some(score).filter(|score| score.is_finite()), snapshot.now);

@@ -17,6 +17,7 @@ mod pins;
 mod policy;
 mod record;
 mod samples;
+mod setbacks;
 mod show;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,6 +48,7 @@ use newcomers::Newcomer;
 use pins::Origins;
 use record::{Jobs, NumberSlot};
 use samples::Sampler;
+use setbacks::Setbacks;
 
 pub(crate) use record::Recorder;
 
@@ -59,6 +61,9 @@ const CHASE: Duration = Duration::from_millis(100);
 
 /// Guests are not asked so often again before then, however often one says that it is pressed.
 const CHASE_AGAIN: Duration = Duration::from_secs(1);
+
+/// After a restart nothing moves for so long, unless earlier there are reports of all VMs that run: what was lent would be taken back.
+const STRANGERS: Duration = Duration::from_secs(15);
 
 /// How long a decision waits for the guests that were just asked how they do.
 const ANSWERS: Duration = Duration::from_millis(200);
@@ -228,6 +233,10 @@ struct Manager {
     host_reader: HostReader,
     history: Recorder,
     under_way: Vec<UnderWay>,
+    /// What came to nothing lately.
+    setbacks: Setbacks,
+    /// VMs of which nothing is known yet, since an earlier daemon knew it, and until when they are waited for.
+    strangers: (BTreeSet<VmName>, Instant),
     /// VMs that should start and for which room is made.
     newcomers: Vec<Newcomer>,
     /// The decision that was made last, also if nothing moved by it.
@@ -316,6 +325,7 @@ impl Manager {
         let nodes = host.memory.keys().copied().collect();
         let files = PolicyFiles::of(&room.settings.state);
         let history = room.balance.history.clone();
+        let strangers = (room.entries().keys().cloned().collect(), Instant::now() + STRANGERS);
         Self {
             room,
             host,
@@ -328,6 +338,8 @@ impl Manager {
             host_reader: HostReader::new(proc, nodes),
             history,
             under_way: Vec::new(),
+            setbacks: Setbacks::default(),
+            strangers,
             newcomers: Vec::new(),
             last: None,
             idle: None,
@@ -362,10 +374,13 @@ impl Manager {
 
     /// A guest says that it is pressed.
     fn pressed(&mut self) {
+        if self.mode() == Mode::Off {
+            return;
+        }
         self.wake(Cause::Pressure, Duration::ZERO);
         let now = Instant::now();
         let again = self.chased.is_none_or(|at| now.duration_since(at) >= CHASE_AGAIN);
-        if self.mode() != Mode::Off && again {
+        if again {
             (self.chase, self.chases, self.chased) = (Some(now + CHASE), CHASES, Some(now));
         }
     }
@@ -406,6 +421,7 @@ impl Manager {
             }
             EventKind::VmReset { vm } => {
                 self.sampler.forget(vm);
+                self.setbacks.forget(vm);
                 self.wake(Cause::Reset, Duration::ZERO);
             }
             EventKind::TransferEnded(_) => self.wake(Cause::Transfer, Duration::ZERO),
@@ -418,6 +434,7 @@ impl Manager {
     fn gone(&mut self, vm: &VmName) {
         self.balancer.forget(vm);
         self.sampler.forget(vm);
+        self.setbacks.forget(vm);
         self.moved.remove(vm);
         self.late.remove(vm);
         self.drop_pin(vm);

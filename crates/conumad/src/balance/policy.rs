@@ -19,6 +19,17 @@ use crate::clock::unix_ms;
 use crate::core::{NotBegun, Stopped};
 use crate::wire;
 
+/// A policy has so many bytes at most: whoever may only look can have one checked, too.
+const LONGEST: usize = 128 << 10;
+
+fn not_too_long(text: &PolicyText) -> Result<(), Problem> {
+    if text.text.len() <= LONGEST {
+        return Ok(());
+    }
+    let message = format!("the policy has {} bytes, more than {LONGEST}", text.text.len());
+    Err(Problem::new(Code::BadPolicy, message).with_hint("say only what differs from the VM files"))
+}
+
 /// How a policy is called that nobody named.
 const NAMELESS: &str = "policy";
 
@@ -59,6 +70,13 @@ impl Manager {
                 Err(error) => tracing::error!("the policy before stays in force:\n{error}"),
             }
         }
+        if self.kept.text.is_empty() && self.kept.facts.applied.is_some() {
+            tracing::error!(
+                "the policy that was applied cannot be read any more, so nothing moves by itself; `conuma policy apply` it again"
+            );
+            self.balancer = Balancer::new(Rules::default());
+            return;
+        }
         let rules = match self.kept.text.is_empty() {
             // None was applied; its mode may have been switched all the same.
             true => Ok(Rules::default()),
@@ -93,6 +111,7 @@ impl Manager {
 
     /// Whether a policy could be applied, and what it would change.
     pub(super) async fn check(&self, text: &PolicyText) -> Result<PolicyCheck, Problem> {
+        not_too_long(text)?;
         let rules = match Rules::parse(&text.text, text.name.as_deref().unwrap_or(NAMELESS)) {
             Ok(rules) => rules,
             Err(error) => {
@@ -108,6 +127,7 @@ impl Manager {
 
     /// Applies a policy. If anything is wrong with it, the one before stays.
     pub(super) async fn apply(&mut self, text: PolicyText) -> Result<PolicyApplied, Problem> {
+        not_too_long(&text)?;
         let PolicyText { text, name } = text;
         let stays = "the policy before stays in force; `conuma policy check` tells all of it";
         let rules = Rules::parse(&text, name.as_deref().unwrap_or(NAMELESS))
