@@ -236,6 +236,8 @@ impl Engine {
                 if let Some(vm) = self.state.vms.get_mut(&vm) {
                     vm.free = free;
                     vm.heard = now;
+                    // Its agent speaks.
+                    vm.silent = false;
                 }
             }
         }

@@ -138,15 +138,17 @@ impl Decision {
         self.moves.is_empty()
     }
 
-    /// As requests to the engine. What brings VMs what they are guaranteed comes first and waits for nobody's consent. Of the rest, moves
+    /// As requests to the engine. What brings VMs what they are guaranteed comes first and waits for nobody's consent. Of the rest, as far
+    /// as it does not concern the same knobs, moves
     /// that turn the same knob are one request and others are requests of their own, so that a slow one holds up nothing else.
     pub fn requests(&self) -> Vec<Request> {
         let (owed, others): (Vec<&Step>, Vec<&Step>) = self.moves.iter().partition(|step| step.why == Why::Guarantee);
-        let mut requests = Vec::new();
-        for (steps, owed) in [(owed, true), (others, false)] {
-            requests.extend(grouped(steps).into_iter().map(|moves| self.request(moves, owed)));
-        }
-        requests
+        // What turns the same knobs as those is for the next decision: waiting for them it would keep VMs busy.
+        let first: BTreeSet<Knob> = owed.iter().flat_map(|step| knobs_of(&step.step)).collect();
+        let free = |moves: &Vec<Move>| moves.iter().all(|step| knobs_of(step).is_disjoint(&first));
+        let owed = grouped(owed).into_iter().map(|moves| self.request(moves, true));
+        let others = grouped(others).into_iter().filter(free).map(|moves| self.request(moves, false));
+        owed.chain(others).collect()
     }
 
     fn request(&self, moves: Vec<Move>, owed: bool) -> Request {

@@ -34,6 +34,8 @@ pub struct Guest<'a> {
     pub name: VmName,
     /// Whether it runs.
     pub life: Life,
+    /// When room for it is asked for again, while it cannot start.
+    pub asks_again: Duration,
     /// CPUs whose gate is open.
     pub open: CpuSet,
     /// CPUs on which it runs although their gate is closed softly.
@@ -97,6 +99,7 @@ impl<'a> Guest<'a> {
         let mut guest = Self {
             name: vm.name.clone(),
             life: Life::Up,
+            asks_again: Duration::ZERO,
             open: initial.cpus.clone(),
             runs_on: CpuSet::new(),
             using: Some(initial.cpus.clone()),

@@ -310,8 +310,12 @@ impl<'a> World<'a> {
                 self.engine.update(Event::VmStarted { vm: spec.name.clone(), seen: guest.seen() }, self.now);
             }
             Err(_) => {
-                guest.life = Life::Dead(self.now + Duration::from_secs(1));
-                lifecycle::make_way(&mut self.engine, spec, self.now);
+                // As soon as what it needs is free, before anyone else takes it.
+                guest.life = Life::Dead(self.now + Duration::from_millis(20));
+                if self.now >= guest.asks_again {
+                    guest.asks_again = self.now + Duration::from_secs(1);
+                    lifecycle::make_way(&mut self.engine, spec, self.now);
+                }
             }
         }
     }

@@ -132,7 +132,7 @@ impl<'a> Table<'a> {
             .zip(room)
             .map(|((view, needed), room)| {
                 let rests = balancer.stability.memory_dwells(&view.vm.name, node, now, tuning);
-                row(view, needed.get(&node).copied().unwrap_or_default(), *room, node, rests)
+                row(view, needed.get(&node).copied().unwrap_or_default(), *room, node, block, rests)
             })
             .collect();
         let claims: Vec<MemoryClaim> = views.iter().zip(&rows).map(|(view, row)| claim(view, row)).collect();
@@ -267,7 +267,7 @@ impl<'a> Table<'a> {
     }
 }
 
-fn row(view: &View<'_>, needed: Bytes, room: Bytes, node: NodeId, rests: bool) -> Row {
+fn row(view: &View<'_>, needed: Bytes, room: Bytes, node: NodeId, block: Bytes, rests: bool) -> Row {
     let vm = view.vm;
     let held = vm.holding.on(node);
     let boot = vm.boot.get(&node).copied().unwrap_or_default();
@@ -278,7 +278,8 @@ fn row(view: &View<'_>, needed: Bytes, room: Bytes, node: NodeId, rests: bool) -
     };
     let most = (boot + device).min(limit).min(Bytes(held.0.saturating_add(room.0))).max(held);
     let untouched = matches!(view.held, Some(Held::Pinned | Held::HandsOff)) || vm.busy.memory.contains(&node);
-    let wanted = view.wanted_on(node);
+    // A part of a block is had with the whole of it only.
+    let wanted = view.wanted_on(node).max(boot).saturating_sub(boot).round_up(block) + boot;
     let needed = needed.min(most).max(boot);
     Row {
         held,
@@ -336,9 +337,9 @@ fn elsewhere(
             // What it has unused there already counts.
             let idle = vm.holding.on(other).saturating_sub(view.keeps_on(other));
             rest = rest.saturating_sub(idle);
-            let row = row(view, Bytes::ZERO, room[index], other, false);
             let block =
                 vm.devices.get(&other).map(|device| device.block).filter(|block| !block.is_zero()).unwrap_or(BLOCK);
+            let row = row(view, Bytes::ZERO, room[index], other, block, false);
             let pool = left.get(&other).copied().unwrap_or_default();
             let part = rest.min(pool).min(row.most.saturating_sub(row.held)).round_down(block);
             if !row.takes || part < LEAST {
