@@ -23,7 +23,7 @@ fn three(guaranteed: [usize; 3], weights: [u32; 3]) -> World {
 }
 
 fn claim() -> impl Strategy<Value = CoreClaim> {
-    (1_u32..10, 0_usize..6, 1_usize..20, 0_usize..8).prop_map(|(weight, floor, wanted, held)| CoreClaim {
+    (1_u32..10, 1_usize..6, 1_usize..20, 0_usize..8).prop_map(|(weight, floor, wanted, held)| CoreClaim {
         weight,
         priority: Priority::Normal,
         held,

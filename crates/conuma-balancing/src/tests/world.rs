@@ -193,6 +193,8 @@ impl World {
     }
 
     pub(super) fn connect(&mut self, name: &VmName) {
+        // A new connection ends the one before, with what was asked on it.
+        self.in_flight.remove(&(name.clone(), Lane::Agent));
         let Some(vm) = self.vms.get_mut(name) else { return };
         vm.agent = true;
         let event = Event::AgentConnected { vm: name.clone(), newest: vm.newest, holding: vm.using.clone() };
