@@ -68,14 +68,13 @@ impl Reporter {
     ) -> NodeReport {
         let info = proc.node_meminfo(node.0).unwrap_or_default();
         let (total, free, file) = (info.bytes("MemTotal"), info.bytes("MemFree"), info.bytes("FilePages"));
-        let shmem = info.bytes("Shmem");
         let (huge_total, huge_free) = memory::huge_pages(kernel, node);
         let Layout { blocks, movable } = self.layout(kernel, proc, node, total, zones);
         NodeReport {
             node,
             total,
             free,
-            available: free + file.saturating_sub(shmem) + info.bytes("SReclaimable"),
+            available: info.available_on_node(),
             file,
             anonymous: info.bytes("AnonPages"),
             movable: memory::pages(movable),
@@ -85,7 +84,7 @@ impl Reporter {
             blocks_offline: blocks.offline,
             refaults: proc.node_refaults(node.0).ok().flatten(),
             active_file: Some(info.bytes("Active(file)")),
-            shmem: Some(shmem),
+            shmem: Some(info.bytes("Shmem")),
         }
     }
 

@@ -17,7 +17,7 @@ use crate::ledger::{Holder, TransferId};
 use crate::plan::{Move, Request};
 use crate::propose::plan_elsewhere;
 use crate::report::{LegReport, Reason, Remark, Verdict};
-use crate::transfer::{Leg, Transfer, vm_of};
+use crate::transfer::{Leg, Transfer};
 
 /// Rounds of a transfer at most: who was kept waiting so often has waited long enough.
 const ROUNDS: u32 = 3;
@@ -47,7 +47,7 @@ impl Engine {
         }
         let (barred, turned) = (barred(&transfer.legs), self.turned_before(Some(id)));
         let open = |from: &Holder, to: &Holder, node| {
-            let mut vms = [from, to].into_iter().filter_map(vm_of);
+            let mut vms = [from, to].into_iter().filter_map(Holder::vm);
             !barred.contains(&node) && vms.all(|vm| !turned.contains(&(vm.clone(), Knob::Memory(node))))
         };
         let moves = plan_elsewhere(&self.books(), &transfer.report.request, &missing, open);

@@ -33,7 +33,7 @@ use crate::plan::{Move, Refusal, Request, TransferPlan};
 use crate::propose::{Books, plan, plan_start};
 use crate::report::{Notice, Reason, Report, Stage};
 use crate::timing::Timing;
-use crate::transfer::{Knobs, Leg, Step, Transfer, knobs_of_request, vm_of};
+use crate::transfer::{Knobs, Leg, Step, Transfer, knobs_of_request};
 use crate::vm::{Life, Turning, VmSpec, VmView};
 use crate::{leg, report::Verdict};
 
@@ -381,7 +381,7 @@ impl Engine {
 
     /// What `holder` has besides boot memory.
     pub(crate) fn can_part_with(&self, holder: &Holder) -> Resources {
-        let memory = vm_of(holder).and_then(|vm| self.state.vms.get(vm)).map(|vm| vm.spec.boot.clone());
+        let memory = holder.vm().and_then(|vm| self.state.vms.get(vm)).map(|vm| vm.spec.boot.clone());
         let boot = Resources { memory: memory.unwrap_or_default(), ..Resources::default() };
         self.state.ledger.held(holder).saturating_sub(&boot)
     }
@@ -394,7 +394,7 @@ impl Engine {
 
     /// Who gets what a leg has taken, if its recipient cannot: the giver, if it still runs, or the pool.
     pub(crate) fn heir_without_recipient(&self, leg: &Leg) -> Holder {
-        match vm_of(&leg.from).and_then(|vm| self.state.vms.get(vm)) {
+        match leg.from.vm().and_then(|vm| self.state.vms.get(vm)) {
             Some(_) => leg.from.clone(),
             None => Holder::Pool,
         }
@@ -413,7 +413,7 @@ impl Engine {
             let comes = leg.load.saturating_sub(&leg.report.arrived);
             let giver = held.entry(leg.from.clone()).or_default();
             *giver = giver.saturating_sub(&leaves);
-            if vm_of(&leg.heir).is_some() {
+            if leg.heir.vm().is_some() {
                 held.entry(leg.heir.clone()).or_default().add(&comes);
             }
         }
@@ -607,7 +607,7 @@ impl Leg {
     }
 
     fn involves(&self, vm: &VmName) -> bool {
-        self.stage != Stage::Done && [&self.from, &self.to].into_iter().any(|holder| vm_of(holder) == Some(vm))
+        self.stage != Stage::Done && [&self.from, &self.to].into_iter().any(|holder| holder.vm() == Some(vm))
     }
 
     /// `vm` ended: what it held is in the pool.
@@ -618,12 +618,12 @@ impl Leg {
             self.end(now);
         } else if matches!(self.stage, Stage::Open | Stage::Enable | Stage::Confirm) {
             // All is with whom it will stay; only the recipient's end still changes that.
-            if vm_of(&self.to) == Some(vm) {
+            if self.to.vm() == Some(vm) {
                 let lost = std::mem::take(&mut self.report.arrived);
                 self.falls_short(lost, Reason::RecipientGone, &Holder::Pool);
                 self.end(now);
             }
-        } else if vm_of(&self.heir) == Some(vm) {
+        } else if self.heir.vm() == Some(vm) {
             self.heir = if self.heir == self.to { engine.heir_without_recipient(self) } else { Holder::Pool };
         }
     }

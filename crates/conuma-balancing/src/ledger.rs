@@ -30,6 +30,16 @@ pub enum Holder {
     Transit(TransferId),
 }
 
+impl Holder {
+    /// The VM that it is.
+    pub fn vm(&self) -> Option<&VmName> {
+        match self {
+            Self::Vm(vm) => Some(vm),
+            Self::Pool | Self::Reserve | Self::Transit(_) => None,
+        }
+    }
+}
+
 /// A transfer; never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

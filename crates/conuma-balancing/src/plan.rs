@@ -100,6 +100,19 @@ pub struct Move {
     pub what: Resources,
 }
 
+impl Move {
+    /// What it turns: the cores of a VM (`None`), or its memory on a node.
+    pub fn turns(&self) -> BTreeSet<(VmName, Option<NodeId>)> {
+        let vms = [&self.from, &self.to].into_iter().filter_map(Holder::vm);
+        let of = |vm: &VmName| {
+            let cores = (!self.what.cpus.is_empty()).then(|| (vm.clone(), None));
+            let memory = self.what.memory.keys().map(|node| (vm.clone(), Some(*node)));
+            cores.into_iter().chain(memory).collect::<Vec<_>>()
+        };
+        vms.flat_map(of).collect()
+    }
+}
+
 /// A core that could have been chosen.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct CoreChoice {

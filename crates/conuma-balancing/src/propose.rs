@@ -19,7 +19,6 @@ use crate::ledger::Holder;
 use crate::loans::Loans;
 use crate::plan::{CoreChoice, Move, Refusal, Request, TransferPlan};
 use crate::report::Reason;
-use crate::transfer::vm_of;
 use crate::vm::VmSpec;
 
 pub(crate) use elsewhere::plan_elsewhere;
@@ -231,7 +230,7 @@ impl Draft<'_> {
         if !between(from) || !between(to) || from == to {
             return Err(Refusal::NotBetween { from: from.clone(), to: to.clone() });
         }
-        [from, to].into_iter().filter_map(vm_of).try_for_each(|vm| books.running(vm))?;
+        [from, to].into_iter().filter_map(Holder::vm).try_for_each(|vm| books.running(vm))?;
         books.host.whole_cores(&what.cpus).map_err(|split| Refusal::NotWholeCores { split })?;
         if !what.cpus.is_disjoint(books.offline) {
             return Err(Refusal::Offline(what.cpus.intersection(books.offline)));
@@ -259,9 +258,9 @@ impl Draft<'_> {
     /// of which `step` would make two.
     fn torn(&self, step: &Move, node: NodeId) -> Option<VmName> {
         let others = || self.plan.moves.iter().filter(|other| other.what.memory.contains_key(&node));
-        let vms = [&step.from, &step.to].into_iter().filter_map(vm_of);
-        let gives = |of: &Move, vm: &VmName| vm_of(&of.from) == Some(vm);
-        let gets = |of: &Move, vm: &VmName| vm_of(&of.to) == Some(vm);
+        let vms = [&step.from, &step.to].into_iter().filter_map(Holder::vm);
+        let gives = |of: &Move, vm: &VmName| of.from.vm() == Some(vm);
+        let gets = |of: &Move, vm: &VmName| of.to.vm() == Some(vm);
         let torn = |vm: &&VmName| others().any(|other| gives(other, vm) || gives(step, vm) && gets(other, vm));
         vms.into_iter().find(torn).cloned()
     }

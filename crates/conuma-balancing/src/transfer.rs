@@ -152,14 +152,14 @@ impl Leg {
 
     fn knobs(&self) -> Knobs {
         let planned = &self.report.planned;
-        let vms = [&planned.from, &planned.to].into_iter().filter_map(vm_of);
+        let vms = [&planned.from, &planned.to].into_iter().filter_map(Holder::vm);
         vms.flat_map(|vm| knobs_for(&planned.what).into_iter().map(|knob| (vm.clone(), knob)).collect::<Vec<_>>())
             .collect()
     }
 
     /// Whether `vm` still has what this leg should take.
     pub(crate) fn takes_from(&self, vm: &VmName) -> bool {
-        !self.taken && self.stage != Stage::Done && vm_of(&self.from) == Some(vm)
+        !self.taken && self.stage != Stage::Done && self.from.vm() == Some(vm)
     }
 
     /// Enters a stage that lasts until `until` at the latest.
@@ -259,14 +259,6 @@ impl Leg {
     }
 }
 
-/// The VM that a holder is.
-pub(crate) fn vm_of(holder: &Holder) -> Option<&VmName> {
-    match holder {
-        Holder::Vm(vm) => Some(vm),
-        _ => None,
-    }
-}
-
 fn knobs_for(what: &Resources) -> Vec<Knob> {
     let cores = (!what.cpus.is_empty()).then_some(Knob::Gates);
     cores.into_iter().chain(what.memory.keys().map(|node| Knob::Memory(*node))).collect()
@@ -291,16 +283,15 @@ pub(crate) fn knobs_of_request(request: &Request, engine: &Engine) -> Knobs {
         Request::Set { vm, what, .. } => pairs(vm, of_demand(what)),
         Request::Rebalance { moves, .. } => moves
             .iter()
-            .flat_map(|step| [(vm_of(&step.from), &step.what), (vm_of(&step.to), &step.what)])
+            .flat_map(|step| [(step.from.vm(), &step.what), (step.to.vm(), &step.what)])
             .flat_map(|(vm, what)| vm.into_iter().flat_map(|vm| pairs(vm, knobs_for(what))))
             .collect(),
         Request::Recall { to, from, what } => {
             let all = || every_node.iter().copied().chain([Knob::Gates]).collect();
-            let owes = |loan: &&Loan| {
-                loan.lender == *to && from.as_ref().is_none_or(|from| vm_of(&loan.borrower) == Some(from))
-            };
+            let owes =
+                |loan: &&Loan| loan.lender == *to && from.as_ref().is_none_or(|from| loan.borrower.vm() == Some(from));
             let loans = engine.state.loans.all().iter().filter(owes);
-            let borrowers = loans.filter_map(|loan| Some(pairs(vm_of(&loan.borrower)?, knobs_for(&loan.what))));
+            let borrowers = loans.filter_map(|loan| Some(pairs(loan.borrower.vm()?, knobs_for(&loan.what))));
             borrowers.fold(pairs(to, what.as_ref().map_or_else(all, of_demand)), |sum, knobs| &sum | &knobs)
         }
     }

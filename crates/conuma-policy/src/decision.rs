@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use conuma_balancing::{Move, Request, Resources, Shortage};
-use conuma_topology::{Bytes, CpuSet, NodeId, VmName};
+use conuma_balancing::{Move, Request, Resources};
+use conuma_topology::{Bytes, NodeId, VmName};
 use serde::{Deserialize, Serialize};
 
 use crate::demand::Estimate;
@@ -128,8 +128,6 @@ pub enum WhyNot {
     Budget(u32),
     /// The giver's memory cannot be taken, or the recipient's not be given.
     MemoryStuck,
-    /// It is promised more than the policy can find.
-    Short(Shortage),
 }
 
 impl Decision {
@@ -144,15 +142,15 @@ impl Decision {
     pub fn requests(&self) -> Vec<Request> {
         let (owed, others): (Vec<&Step>, Vec<&Step>) = self.moves.iter().partition(|step| step.why == Why::Guarantee);
         // What turns the same knobs as those is for the next decision: waiting for them it would keep VMs busy.
-        let first: BTreeSet<Knob> = owed.iter().flat_map(|step| knobs_of(&step.step)).collect();
-        let free = |moves: &Vec<Move>| moves.iter().all(|step| knobs_of(step).is_disjoint(&first));
+        let first: BTreeSet<(VmName, Option<NodeId>)> = owed.iter().flat_map(|step| step.step.turns()).collect();
+        let free = |moves: &Vec<Move>| moves.iter().all(|step| step.turns().is_disjoint(&first));
         let owed = grouped(owed).into_iter().map(|moves| self.request(moves, true));
         let others = grouped(others).into_iter().filter(free).map(|moves| self.request(moves, false));
         owed.chain(others).collect()
     }
 
     fn request(&self, moves: Vec<Move>, owed: bool) -> Request {
-        let givers = moves.iter().filter_map(|step| vm_of(&step.from));
+        let givers = moves.iter().filter_map(|step| step.from.vm());
         let below = givers.filter(|vm| self.below.contains(*vm)).cloned().collect();
         Request::Rebalance { moves, below, owed }
     }
@@ -161,17 +159,11 @@ impl Decision {
     pub fn of(&self, vm: &VmName) -> Option<&Outlook> {
         self.vms.iter().find(|outlook| outlook.vm == *vm)
     }
-
-    /// CPUs that come to a VM.
-    pub fn gets(&self, vm: &VmName) -> CpuSet {
-        let to = |step: &&Step| vm_of(&step.step.to) == Some(vm);
-        self.moves.iter().filter(to).fold(CpuSet::new(), |sum, step| sum.union(&step.step.what.cpus))
-    }
 }
 
 /// Moves that turn the same knob, together.
 fn grouped(steps: Vec<&Step>) -> Vec<Vec<Move>> {
-    let mut group_of: BTreeMap<Knob, usize> = BTreeMap::new();
+    let mut group_of: BTreeMap<(VmName, Option<NodeId>), usize> = BTreeMap::new();
     // By group: the group that it has become a part of, or itself.
     let mut joined: Vec<usize> = Vec::new();
     let root = |joined: &Vec<usize>, mut group: usize| {
@@ -185,7 +177,7 @@ fn grouped(steps: Vec<&Step>) -> Vec<Vec<Move>> {
         let own = joined.len();
         joined.push(own);
         firsts.push(own);
-        for knob in knobs_of(&step.step) {
+        for knob in step.step.turns() {
             let other = *group_of.entry(knob).or_insert(own);
             let (a, b) = (root(&joined, own), root(&joined, other));
             joined[a.max(b)] = a.min(b);
@@ -196,24 +188,4 @@ fn grouped(steps: Vec<&Step>) -> Vec<Vec<Move>> {
         groups.entry(root(&joined, first)).or_default().push(step.step.clone());
     }
     groups.into_values().collect()
-}
-
-/// What a move turns: the cores of a VM, or its memory on a node.
-type Knob = (VmName, Option<NodeId>);
-
-fn knobs_of(step: &Move) -> BTreeSet<Knob> {
-    let vms = [&step.from, &step.to].into_iter().filter_map(vm_of);
-    let of = |vm: &VmName| {
-        let cores = (!step.what.cpus.is_empty()).then(|| (vm.clone(), None));
-        let memory = step.what.memory.keys().map(|node| (vm.clone(), Some(*node)));
-        cores.into_iter().chain(memory).collect::<Vec<_>>()
-    };
-    vms.flat_map(of).collect()
-}
-
-pub(crate) fn vm_of(holder: &conuma_balancing::Holder) -> Option<&VmName> {
-    match holder {
-        conuma_balancing::Holder::Vm(vm) => Some(vm),
-        _ => None,
-    }
 }

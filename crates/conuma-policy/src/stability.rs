@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use conuma_balancing::Holder;
 use conuma_topology::{NodeId, VmName};
 
-use crate::decision::{Decision, vm_of};
+use crate::decision::Decision;
 use crate::rules::Tuning;
 
 /// What the budget is counted over.
@@ -26,7 +27,7 @@ impl Stability {
     /// A decision is carried out.
     pub(crate) fn begun(&mut self, decision: &Decision, now: Duration, tuning: &Tuning) {
         for step in &decision.moves {
-            for vm in [&step.step.from, &step.step.to].into_iter().filter_map(vm_of) {
+            for vm in [&step.step.from, &step.step.to].into_iter().filter_map(Holder::vm) {
                 if !step.step.what.cpus.is_empty() {
                     self.cores.insert(vm.clone(), now);
                 }

@@ -1,4 +1,4 @@
-//! Faults of all kinds, one after the other on the same host where they leave it as they found it; then the policy, which does not.
+//! Faults of all kinds, one after the other on the same host: the last leaves no VM. Then the policy, on a host of its own.
 
 use anyhow::Result;
 
@@ -9,12 +9,13 @@ use crate::stage::Stage;
 
 pub(super) fn run(kit: &Kit, report: &mut Report) -> Result<()> {
     let open = || Stage::open(kit, "faults", TOPOLOGY, &GUESTS);
-    let usual: [&[Trial<Stage>]; 4] = [&daemon::TRIALS, &guests::TRIALS, &intruders::TRIALS, &balance::TRIALS];
+    let usual: [&[Trial<Stage>]; 3] = [&daemon::TRIALS, &guests::TRIALS, &intruders::TRIALS];
     report.series(&usual.concat(), open)?;
     if report.all() {
         report.series(&guests::UNAIDED, || Stage::open(kit, "unaided", TOPOLOGY, &guests::ALONE))?;
-        let long: [&[Trial<Stage>]; 3] = [&daemon::LONG, &guests::LONG, &balance::LONG];
+        let long: [&[Trial<Stage>]; 2] = [&daemon::LONG, &guests::LONG];
         report.series(&long.concat(), open)?;
     }
-    Ok(())
+    let policy: [&[Trial<Stage>]; 2] = [&balance::TRIALS, if report.all() { &balance::LONG } else { &[] }];
+    report.series(&policy.concat(), || Stage::open(kit, "policy", TOPOLOGY, &GUESTS))
 }

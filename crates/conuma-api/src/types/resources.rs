@@ -94,6 +94,16 @@ pub enum Holder {
     Transit(u64),
 }
 
+impl Holder {
+    /// The VM that it is.
+    pub fn vm(&self) -> Option<&VmName> {
+        match self {
+            Self::Vm(vm) => Some(vm),
+            Self::Pool | Self::Reserve | Self::Transit(_) => None,
+        }
+    }
+}
+
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -23,7 +23,7 @@ use crate::holding::Resources;
 use crate::ledger::{Holder, TransferId};
 use crate::report::{Reason, Remark, Stage};
 use crate::timing::Timing;
-use crate::transfer::{Leg, Step, vm_of};
+use crate::transfer::{Leg, Step};
 
 /// The longest that moving cores can last.
 pub(crate) fn longest(timing: &Timing) -> Duration {
@@ -209,7 +209,7 @@ fn open(leg: &mut Leg, engine: &mut Engine, now: Duration) -> Step {
 
 fn enable(leg: &mut Leg, engine: &mut Engine, now: Duration) -> Step {
     let cpus = leg.load.cpus.clone();
-    let connected = vm_of(&leg.to).and_then(|vm| engine.state.vms.get(vm)).is_some_and(|vm| vm.agent);
+    let connected = leg.to.vm().and_then(|vm| engine.state.vms.get(vm)).is_some_and(|vm| vm.agent);
     let Some(knob) = recipient(leg, engine) else { return leg.end(now) };
     match knob.told.clone().filter(|told| cpus.is_subset(&told.cpus)) {
         Some(told) => {
@@ -228,13 +228,13 @@ fn enable(leg: &mut Leg, engine: &mut Engine, now: Duration) -> Step {
 
 /// There is nobody to ask or to tell.
 fn is_on_its_own(holder: &Holder, engine: &Engine) -> bool {
-    vm_of(holder).and_then(|vm| engine.state.vms.get(vm)).is_some_and(Vm::is_on_its_own)
+    holder.vm().and_then(|vm| engine.state.vms.get(vm)).is_some_and(Vm::is_on_its_own)
 }
 
 fn donor<'a>(leg: &Leg, engine: &'a mut Engine) -> Option<&'a mut CoreKnob> {
-    Some(&mut engine.state.vms.get_mut(vm_of(&leg.from)?)?.cores)
+    Some(&mut engine.state.vms.get_mut(leg.from.vm()?)?.cores)
 }
 
 fn recipient<'a>(leg: &Leg, engine: &'a mut Engine) -> Option<&'a mut CoreKnob> {
-    Some(&mut engine.state.vms.get_mut(vm_of(&leg.to)?)?.cores)
+    Some(&mut engine.state.vms.get_mut(leg.to.vm()?)?.cores)
 }

@@ -28,7 +28,7 @@ use crate::holding::Resources;
 use crate::ledger::{Holder, TransferId};
 use crate::report::{Notice, Reason, Remark, Stage};
 use crate::timing::Timing;
-use crate::transfer::{Leg, Step, vm_of};
+use crate::transfer::{Leg, Step};
 
 /// A step is at least one memory block of Linux on x86: less would not come online.
 const LEAST_STEP: Bytes = Bytes::mib(128);
@@ -75,7 +75,7 @@ fn has_room(vm: &Vm, node: NodeId, bytes: Bytes, held: &Resources) -> bool {
 fn ask_for_room(bytes: Bytes, leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, now: Duration) {
     let node = node(leg);
     leg.room_asked = true;
-    match vm_of(&leg.from).filter(|_| donor(leg, engine).is_some_and(|vm| vm.agent)) {
+    match leg.from.vm().filter(|_| donor(leg, engine).is_some_and(|vm| vm.agent)) {
         Some(vm) => {
             let due = now + engine.timing.prepare;
             let kind = ActionKind::PrepareMemory { node, bytes };
@@ -134,7 +134,7 @@ fn reported_spare(leg: &Leg, engine: &mut Engine, now: Duration) -> Bytes {
     let (node, bytes) = part(leg);
     let left = left_free(engine.state.ledger.held(&leg.from));
     let fresh = engine.timing.prepare * 2;
-    let Some(vm) = vm_of(&leg.from).and_then(|vm| engine.state.vms.get_mut(vm)) else { return Bytes::ZERO };
+    let Some(vm) = leg.from.vm().and_then(|vm| engine.state.vms.get_mut(vm)) else { return Bytes::ZERO };
     if now.saturating_sub(vm.heard) > fresh {
         return Bytes::ZERO;
     }
@@ -228,7 +228,7 @@ fn settle(leg: &mut Leg, id: TransferId, engine: &mut Engine, now: Duration) -> 
     let came = plugged.saturating_sub(knob.bound()).min(bytes);
     let failed = knob.failed.clone();
     knob.want(None, now);
-    let kept = match vm_of(&leg.from) {
+    let kept = match leg.from.vm() {
         Some(vm) if leg.needed && left_unanswered(leg) => Reason::Unanswering(vm.clone()),
         _ if leg.needed => Reason::DonorStarves,
         _ => Reason::DonorKept,
@@ -248,7 +248,7 @@ fn left_unanswered(leg: &Leg) -> bool {
 }
 
 fn mark_if_silent(leg: &Leg, engine: &mut Engine) {
-    if let Some(name) = vm_of(&leg.from).filter(|_| left_unanswered(leg))
+    if let Some(name) = leg.from.vm().filter(|_| left_unanswered(leg))
         && let Some(vm) = engine.state.vms.get_mut(name)
         && !vm.silent
     {
@@ -282,7 +282,7 @@ fn taken(leg: &mut Leg, id: TransferId, engine: &mut Engine, now: Duration) -> S
 fn next_step(leg: &mut Leg, id: TransferId, engine: &mut Engine, now: Duration) -> Step {
     let (node, bytes) = part(leg);
     let given = leg.report.arrived.on(node);
-    let Some(vm) = vm_of(&leg.to).and_then(|vm| engine.state.vms.get(vm)) else { return Step::Waits };
+    let Some(vm) = leg.to.vm().and_then(|vm| engine.state.vms.get(vm)) else { return Step::Waits };
     let step = step_size(vm, node, given, &engine.timing).min(bytes.saturating_sub(given));
     let step = Resources::memory(node, step);
     engine.shift(&step, &Holder::Transit(id), &leg.to);
@@ -373,12 +373,12 @@ fn pass_to_heir(
 
 fn ask_to_confirm(leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, now: Duration) -> Step {
     let node = node(leg);
-    if vm_of(&leg.to).and_then(|vm| engine.state.vms.get(vm)).is_some_and(Vm::is_on_its_own) {
+    if leg.to.vm().and_then(|vm| engine.state.vms.get(vm)).is_some_and(Vm::is_on_its_own) {
         return leg.end(now);
     }
     let plugged = plugged_by_ledger(&leg.to, node, engine);
     leg.enter(Stage::Confirm, now + engine.timing.confirm, now);
-    match vm_of(&leg.to).filter(|vm| engine.state.vms.get(*vm).is_some_and(|vm| vm.agent)) {
+    match leg.to.vm().filter(|vm| engine.state.vms.get(*vm).is_some_and(|vm| vm.agent)) {
         Some(vm) => {
             let kind = ActionKind::ConfirmMemory { node, plugged };
             leg.asked = Some(engine.issue(vm, leg.until, kind, Owner::Leg(id, place)));
@@ -413,20 +413,20 @@ fn part(leg: &Leg) -> (NodeId, Bytes) {
 }
 
 fn donor<'a>(leg: &Leg, engine: &'a Engine) -> Option<&'a Vm> {
-    engine.state.vms.get(vm_of(&leg.from)?)
+    engine.state.vms.get(leg.from.vm()?)
 }
 
 fn knob<'a>(holder: &Holder, node: NodeId, engine: &'a mut Engine) -> Option<&'a mut MemoryKnob> {
-    engine.state.vms.get_mut(vm_of(holder)?)?.memory.get_mut(&node)
+    engine.state.vms.get_mut(holder.vm()?)?.memory.get_mut(&node)
 }
 
 /// The guest's last word on its free memory: what has moved since is taken off it and added to it, until the next.
 fn free<'a>(holder: &Holder, node: NodeId, engine: &'a mut Engine) -> Option<&'a mut Bytes> {
-    engine.state.vms.get_mut(vm_of(holder)?)?.free.get_mut(&node)
+    engine.state.vms.get_mut(holder.vm()?)?.free.get_mut(&node)
 }
 
 /// What the ledger lets the VM plug on the node.
 fn plugged_by_ledger(holder: &Holder, node: NodeId, engine: &Engine) -> Bytes {
-    let boot = vm_of(holder).and_then(|vm| engine.state.vms.get(vm)).map(|vm| vm.boot(node)).unwrap_or_default();
+    let boot = holder.vm().and_then(|vm| engine.state.vms.get(vm)).map(|vm| vm.boot(node)).unwrap_or_default();
     engine.state.ledger.held(holder).on(node).saturating_sub(boot)
 }

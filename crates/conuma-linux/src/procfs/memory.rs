@@ -74,6 +74,13 @@ impl Meminfo {
         Bytes::kib(self.count(key))
     }
 
+    /// What of a node could be had without swapping: what is free, page cache that is no shared memory, reclaimable kernel objects.
+    /// A node's file has no `MemAvailable`.
+    pub fn available_on_node(&self) -> Bytes {
+        let cache = self.bytes("FilePages").saturating_sub(self.bytes("Shmem"));
+        self.bytes("MemFree") + cache + self.bytes("SReclaimable")
+    }
+
     /// A plain number (`HugePages_*`); zero if the kernel does not tell it.
     pub fn count(&self, key: &str) -> u64 {
         self.values.get(key).copied().unwrap_or(0)

@@ -332,8 +332,7 @@ fn moves_of(request: &Request) -> Vec<Move> {
 }
 
 fn concerns(made: &Decision, vm: &VmName) -> bool {
-    let holder = conuma_balancing::Holder::Vm(vm.clone());
-    made.moves.iter().any(|step| step.step.from == holder || step.step.to == holder)
+    made.moves.iter().any(|step| [&step.step.from, &step.step.to].into_iter().any(|holder| holder.vm() == Some(vm)))
 }
 
 fn stopping(stopped: Stopped) -> Problem {

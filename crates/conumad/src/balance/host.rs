@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use conuma_linux::procfs::{Meminfo, ProcError, ProcFs, Resource};
+use conuma_linux::procfs::{ProcError, ProcFs, Resource};
 use conuma_policy::HostSample;
-use conuma_topology::{Bytes, NodeId};
+use conuma_topology::NodeId;
 
 /// Reads samples of the host.
 pub(super) struct HostReader {
@@ -34,7 +34,7 @@ impl HostReader {
         let mut failed = None;
         for node in &self.nodes {
             match self.proc.node_meminfo(node.0) {
-                Ok(info) => drop(sample.available.insert(*node, available(&info))),
+                Ok(info) => drop(sample.available.insert(*node, info.available_on_node())),
                 Err(error) => failed = Some(error),
             }
         }
@@ -65,13 +65,10 @@ impl HostReader {
     }
 }
 
-/// What could be had without swapping: what is free, page cache that is no shared memory, reclaimable kernel objects.
-fn available(info: &Meminfo) -> Bytes {
-    info.bytes("MemFree") + info.bytes("FilePages").saturating_sub(info.bytes("Shmem")) + info.bytes("SReclaimable")
-}
-
 #[cfg(test)]
 mod tests {
+    use conuma_topology::Bytes;
+
     use super::*;
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use conuma_api::{PinInfo, TransferRequest};
-use conuma_balancing::{Engine, Holder};
+use conuma_balancing::Engine;
 use conuma_policy::{Pin, Pins};
 use conuma_topology::VmName;
 
@@ -96,7 +96,7 @@ pub(super) fn meaning(request: &TransferRequest, pin_for: Option<Duration>, engi
         TransferRequest::Set { vm, .. } if pins => Meaning::Pins(vec![vm.clone()], BY_SET),
         TransferRequest::Recall { to, from, what } => {
             let borrowers =
-                engine.loans().iter().filter(|loan| loan.lender == *to).filter_map(|loan| vm_of(&loan.borrower));
+                engine.loans().iter().filter(|loan| loan.lender == *to).filter_map(|loan| loan.borrower.vm());
             let mut vms: Vec<VmName> = match from {
                 Some(from) => vec![from.clone()],
                 None => borrowers.cloned().collect(),
@@ -118,20 +118,8 @@ pub(super) fn meaning(request: &TransferRequest, pin_for: Option<Duration>, engi
 fn named(request: &TransferRequest) -> Vec<VmName> {
     let TransferRequest::Rebalance { moves, .. } = request else { return Vec::new() };
     let holders = moves.iter().flat_map(|step| [&step.from, &step.to]);
-    let vms: std::collections::BTreeSet<VmName> = holders
-        .filter_map(|holder| match holder {
-            conuma_api::Holder::Vm(vm) => Some(vm.clone()),
-            _ => None,
-        })
-        .collect();
+    let vms: std::collections::BTreeSet<VmName> = holders.filter_map(|holder| holder.vm().cloned()).collect();
     vms.into_iter().collect()
-}
-
-fn vm_of(holder: &Holder) -> Option<&VmName> {
-    match holder {
-        Holder::Vm(vm) => Some(vm),
-        _ => None,
-    }
 }
 
 #[cfg(test)]

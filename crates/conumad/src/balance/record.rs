@@ -317,10 +317,7 @@ impl Keeper {
 }
 
 fn new_decision(of: &DecisionInfo) -> NewDecision {
-    let vms = of.moves.iter().flat_map(|step| [&step.from, &step.to]).filter_map(|holder| match holder {
-        conuma_api::Holder::Vm(vm) => Some(vm.clone()),
-        _ => None,
-    });
+    let vms = of.moves.iter().flat_map(|step| [&step.from, &step.to]).filter_map(|holder| holder.vm().cloned());
     let vms: std::collections::BTreeSet<VmName> = vms.collect();
     NewDecision {
         at: millis(of.at_unix_ms),

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 
 use crate::agent::LinkState;
 use crate::vms::{Entry, Room, Running};
+use crate::wire::busy;
 
 /// A guest whose clock seems to have gone back by less than this has only been heard in another order than it spoke.
 const DISORDER: Duration = Duration::from_secs(5);
@@ -150,8 +151,7 @@ async fn look_from_outside(room: &Room, entry: &Entry, running: &Running, seen: 
 fn sample_of(report: &Report, replica: &Replica, at: Duration) -> Sample {
     let cpu = |cpu: &CpuReport| -> Option<(CpuId, CpuSample)> {
         let host = replica.host_cpus(&GuestCpuSet::from([cpu.cpu])).first()?;
-        let busy = cpu.user.saturating_add(cpu.system).saturating_add(cpu.interrupts);
-        Some((host, CpuSample { busy, waited: cpu.waited }))
+        Some((host, CpuSample { busy: busy(cpu), waited: cpu.waited }))
     };
     let node = |node: &NodeReport| -> Option<(NodeId, NodeSample)> {
         let sample = NodeSample {

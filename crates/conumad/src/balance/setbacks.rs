@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use conuma_balancing::{Holder, Move, Reason, Report};
+use conuma_balancing::{Move, Reason, Report};
 use conuma_policy::VmScene;
 use conuma_topology::{NodeId, VmName};
 
@@ -31,7 +31,7 @@ impl Setbacks {
         for leg in &report.legs {
             let Move { from, to, .. } = &leg.planned;
             if leg.shortfalls.is_empty() {
-                for knob in knobs(&leg.planned) {
+                for knob in leg.planned.turns() {
                     self.0.remove(&knob);
                 }
             }
@@ -40,7 +40,7 @@ impl Setbacks {
                     Reason::RecipientDidNotTake | Reason::RecipientGone | Reason::NoRoom => to,
                     _ => from,
                 };
-                for knob in knobs(&leg.planned).into_iter().filter(|(vm, _)| *whose == Holder::Vm(vm.clone())) {
+                for knob in leg.planned.turns().into_iter().filter(|(vm, _)| whose.vm() == Some(vm)) {
                     self.again(knob, now);
                 }
             }
@@ -49,7 +49,7 @@ impl Setbacks {
 
     /// Moves were refused before they began.
     pub(super) fn refused(&mut self, moves: &[Move], now: Duration) {
-        for knob in moves.iter().flat_map(knobs) {
+        for knob in moves.iter().flat_map(Move::turns) {
             self.again(knob, now);
         }
     }
@@ -82,20 +82,9 @@ impl Setbacks {
     }
 }
 
-fn knobs(step: &Move) -> Vec<Knob> {
-    let mut knobs = Vec::new();
-    for holder in [&step.from, &step.to] {
-        if let Holder::Vm(vm) = holder {
-            knobs.extend((!step.what.cpus.is_empty()).then(|| (vm.clone(), None)));
-            knobs.extend(step.what.memory.keys().map(|node| (vm.clone(), Some(*node))));
-        }
-    }
-    knobs
-}
-
 #[cfg(test)]
 mod tests {
-    use conuma_balancing::Resources;
+    use conuma_balancing::{Holder, Resources};
     use conuma_topology::{Bytes, CpuSet};
 
     use super::*;

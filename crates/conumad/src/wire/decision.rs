@@ -179,7 +179,6 @@ pub(crate) fn rejected(of: &Rejected) -> api::RejectedInfo {
         }
         WhyNot::Budget(moves) => reason(&of.why, format!("{moves} moves were made within the last minute")),
         WhyNot::MemoryStuck => reason(&of.why, "memory of the giver cannot be taken, or of the recipient not be given"),
-        WhyNot::Short(short) => reason(&of.why, format!("it is promised {short} more than can be found")),
     };
     api::RejectedInfo { vm: of.vm.clone(), cores: of.cores, memory: of.memory.clone(), why }
 }

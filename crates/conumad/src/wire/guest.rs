@@ -98,7 +98,8 @@ pub(crate) fn guest_report(
     }
 }
 
-fn busy(cpu: &CpuReport) -> Duration {
+/// In user mode, in the kernel and in interrupts.
+pub(crate) fn busy(cpu: &CpuReport) -> Duration {
     cpu.user.saturating_add(cpu.system).saturating_add(cpu.interrupts)
 }
 

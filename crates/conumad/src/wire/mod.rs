@@ -6,7 +6,7 @@ mod guest;
 mod moves;
 
 pub(crate) use amounts::{demand, holder, ledger, loan, resources, violation};
-pub(crate) use guest::{guest_info, guest_report};
+pub(crate) use guest::{busy, guest_info, guest_report};
 pub(crate) use moves::{engine_request, not_begun, notice_event, plan, refusal, transfer};
 
 use std::time::Duration;
