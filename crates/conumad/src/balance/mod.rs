@@ -277,6 +277,7 @@ pub(crate) async fn run(inbox: Inbox, room: Arc<Room>, proc: ProcFs, stop: Cance
     let mut ticks = interval(room.settings.balance_tick);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
+        manager.listen();
         let (due, chase) = (manager.due.map(|(at, _)| at), manager.chase);
         let step = tokio::select! {
             () = stop.cancelled() => break,
@@ -370,6 +371,12 @@ impl Manager {
             let wait = if self.sampler.waits() { ANSWERS } else { Duration::ZERO };
             self.wake(Cause::Tick, wait);
         }
+    }
+
+    /// Has guests say that they are pressed while that matters, and only then: it costs them something.
+    fn listen(&self) {
+        let wanted = self.mode() != Mode::Off;
+        self.room.pressure.send_if_modified(|before| std::mem::replace(before, wanted) != wanted);
     }
 
     /// A guest says that it is pressed.

@@ -60,6 +60,8 @@ pub struct Room {
     /// Wakes one who waits when a guest has said that it is short of something and its report is there; remembers one such
     /// call while nobody waits.
     pub pressed: Arc<Notify>,
+    /// Whether guests should say at once that they are short of something: while somebody decides by it.
+    pub pressure: watch::Sender<bool>,
     /// Decides what should move by itself.
     pub(crate) balance: BalanceHandle,
     vms: Mutex<BTreeMap<VmName, Arc<Entry>>>,
@@ -116,9 +118,23 @@ impl Room {
         tasks: TaskTracker,
         balance: BalanceHandle,
     ) -> Arc<Self> {
-        let (pressed, vms) = (Arc::default(), Mutex::default());
+        let (pressed, pressure, vms) = (Arc::default(), watch::Sender::default(), Mutex::default());
         let started = clock.now();
-        Arc::new(Self { settings, machine, started, clock, bus, core, hypervisor, stop, tasks, pressed, balance, vms })
+        Arc::new(Self {
+            settings,
+            machine,
+            started,
+            clock,
+            bus,
+            core,
+            hypervisor,
+            stop,
+            tasks,
+            pressed,
+            pressure,
+            balance,
+            vms,
+        })
     }
 
     /// A VM.

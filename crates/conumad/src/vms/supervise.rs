@@ -39,6 +39,7 @@ impl Room {
         let mut audits = interval(self.settings.audit);
         reports.set_missed_tick_behavior(MissedTickBehavior::Delay);
         audits.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut pressure = self.pressure.subscribe();
         // One of each at a time: a guest that does not answer must not pile up questions.
         let (mut report, mut audit) = (None, None);
         loop {
@@ -54,6 +55,7 @@ impl Room {
                     }
                 }
                 event = events.recv() => self.vm_event(entry, running, event).await,
+                Ok(()) = pressure.changed() => self.have_watched(entry, running),
                 _ = reports.tick() => again(&mut report, || {
                     let (room, entry, running) = (self.clone(), entry.clone(), running.clone());
                     async move { room.ask_report(&entry, &running).await }
@@ -95,9 +97,10 @@ impl Room {
                 if running.speaks() {
                     tracing::info!(%vm, kernel = %facts.kernel_release, agent = %facts.agent_version, "agent connected");
                 }
-                // Its answer is waited for elsewhere: nothing hangs on it.
-                let (room, of, link) = (self.clone(), entry.clone(), running.clone());
-                tokio::spawn(async move { room.watch(&of, &link).await });
+                // A new conversation watches nothing.
+                if *self.pressure.borrow() {
+                    self.have_watched(entry, running);
+                }
                 self.first_baseline(entry, running, &facts).await;
                 let holding = facts.holding.as_ref().map(|cpus| entry.plan.replica.host_cpus(cpus));
                 if holding.is_some() {
@@ -125,11 +128,26 @@ impl Room {
         }
     }
 
-    /// Has the agent report at once when its guest is short of something. One that cannot is asked for reports only.
-    async fn watch(&self, entry: &Entry, running: &Running) {
+    /// Has the agent report at once when its guest is short of something, or no more, as the balancing manager wants it. The
+    /// answer is waited for elsewhere: nothing hangs on it.
+    fn have_watched(self: &Arc<Self>, entry: &Arc<Entry>, running: &Arc<Running>) {
+        let (room, entry, running) = (self.clone(), entry.clone(), running.clone());
+        tokio::spawn(async move {
+            let wanted = || *room.pressure.borrow();
+            let mut told = wanted();
+            room.watch(&entry, &running, told).await;
+            while told != wanted() {
+                told = wanted();
+                room.watch(&entry, &running, told).await;
+            }
+        });
+    }
+
+    /// Tells the agent what to watch. One that cannot is asked for reports only.
+    async fn watch(&self, entry: &Entry, running: &Running, wanted: bool) {
         let vm = &entry.plan.name;
         let Triggers { cpu, memory } = self.settings.triggers;
-        let body = RequestBody::Watch { cpu: Some(cpu), memory: Some(memory) };
+        let body = RequestBody::Watch { cpu: wanted.then_some(cpu), memory: wanted.then_some(memory) };
         let answered = match running.link.ask(0, self.settings.step, body).await {
             Ok(asked) => asked.answer().await,
             Err(error) => Err(error),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use conuma_agent_proto::Resource;
-use conuma_api::TransferState;
+use conuma_api::{PolicyMode, TransferState};
 use conumad::Triggers;
 use conumad::agent::{AgentLink, Door, LinkEvent};
 use conumad::clock::Clock;
@@ -27,9 +27,15 @@ async fn seen(host: &Host, vm: &str) -> Option<u64> {
     host.vm(vm).await.report.map(|report| report.uptime_ms)
 }
 
-/// With reports that are asked for when an agent connects, and then for an hour no more.
+/// With reports that are asked for when an agent connects, and then for an hour no more; with a policy that guests' pressure concerns.
 async fn patient_host() -> Host {
-    Host::boot_with(|settings| settings.report = Duration::from_secs(3600)).await
+    let host = Host::boot_with(|settings| {
+        settings.report = Duration::from_secs(3600);
+        settings.balance_tick = Duration::from_secs(3600);
+    })
+    .await;
+    host.client.set_policy_mode(PolicyMode::Advise).await.unwrap();
+    host
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -61,6 +67,22 @@ async fn an_agent_that_comes_back_is_told_again_what_to_watch() {
     a.vanish();
     let a = host.guest("a");
     host.eventually("the agent was told what to watch", || async { a.state().triggers.is_some() }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn guests_watch_while_a_policy_is_in_force_and_only_then() {
+    let host = Host::boot().await;
+    let a = host.guest("a");
+    host.client.start(&vm_file("a", "0-3"), true).await.unwrap();
+    host.settled(&["a"]).await;
+    assert_eq!(a.state().triggers, None, "nobody would act by it");
+    host.client.set_policy_mode(PolicyMode::Advise).await.unwrap();
+    host.eventually("the agent was told what to watch", || async {
+        matches!(a.state().triggers, Some((Some(_), Some(_))))
+    })
+    .await;
+    host.client.set_policy_mode(PolicyMode::Off).await.unwrap();
+    host.eventually("the agent was told to stop", || async { a.state().triggers == Some((None, None)) }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
