@@ -53,6 +53,13 @@ pub enum Why {
     Locality,
 }
 
+impl Why {
+    /// Whether it counts against the budget: nothing makes it necessary.
+    pub(crate) fn is_paid(self) -> bool {
+        !matches!(self, Self::Guarantee | Self::Host)
+    }
+}
+
 /// A VM's side of a decision.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Outlook {

@@ -105,6 +105,48 @@ proptest! {
         prop_assert_eq!(world.moved, settled);
     }
 
+    /// Nor does one that trembles by two percent, as real ones do; at most the rarest of coincidences.
+    #[test]
+    fn stability_under_a_trembling_load(loads in prop::array::uniform3(0.5_f64..20.0), seed in 1_u64..1000) {
+        let mut world = three([2, 3, 4], [100, 200, 300]);
+        let mut random = seed;
+        let mut breath = || {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            1.0 + 0.02 * ((random >> 33) as f64 / f64::from(1_u32 << 30) - 1.0)
+        };
+        let mut run = |world: &mut World, seconds: u32| {
+            for _ in 0..seconds {
+                for (vm, load) in ["a", "b", "c"].into_iter().zip(loads) {
+                    world.load(vm, load * breath());
+                }
+                world.run(1);
+            }
+        };
+        run(&mut world, 300);
+        let settled = world.moved;
+        run(&mut world, 300);
+        prop_assert!(world.moved - settled <= 2, "{} moves", world.moved - settled);
+    }
+
+    /// A load that swings moves no more within any minute than the budget allows, and still gets something.
+    #[test]
+    fn budget_under_oscillating_load(high in prop::array::uniform3(4.0_f64..20.0), period in 2_u64..30, budget in 1_u32..8) {
+        let mut world = three([1, 1, 1], [100, 100, 100]);
+        let policy = format!("mode = \"auto\"\n[tuning]\nmoves_per_minute = {budget}\n");
+        world.balancer.set_rules(conuma_policy::Rules::parse(&policy, "policy.toml").unwrap());
+        for second in 0..300 {
+            for (index, (vm, high)) in ["a", "b", "c"].into_iter().zip(high).enumerate() {
+                let is_high = (second / period + index as u64).is_multiple_of(3);
+                world.load(vm, if is_high { high } else { 0.3 });
+            }
+            world.run(1);
+            let recent = world.spent.iter().filter(|(at, _)| world.now - *at < std::time::Duration::from_secs(60));
+            let spent: u32 = recent.map(|(_, spent)| spent).sum();
+            prop_assert!(spent <= 3 * budget, "{spent} moves within a minute");
+        }
+        prop_assert!(world.spent.iter().any(|(_, spent)| *spent > 0), "nothing moved at all");
+    }
+
     /// Whoever gets more weight does not get fewer cores.
     #[test]
     fn monotonicity_in_weight(claims in prop::collection::vec(claim(), 2..6), total in 1_usize..40, more in 1_u32..10) {

@@ -1,5 +1,6 @@
 //! What is decided of cores.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -34,38 +35,58 @@ pub(super) fn plan(
     now: Duration,
 ) -> CorePlan {
     let tuning = &balancer.rules.tuning;
-    let all = Draft::make(balancer, scene, views, usable, now, false);
+    let ground = Ground { balancer, scene, views, usable, now };
+    let all = ground.draft(ground.shares(false), false);
     let (gain, cost) = (all.gain * tuning.horizon, all.cost(tuning));
-    let budget = balancer.stability.budget(now, tuning, views.len());
-    let paid = all.steps.iter().filter(|step| step.why != Why::Guarantee);
-    let moved = paid.map(|step| scene.layout.cores_in(&step.step.what.cpus).len()).sum::<usize>();
-    let why_not = match () {
-        () if moved == 0 => None,
-        () if gain <= cost => Some(WhyNot::NoGain { gain, cost }),
-        () if moved > budget as usize => Some(WhyNot::Budget(tuning.moves_per_minute)),
-        () => None,
-    };
+    let budget = balancer.stability.budget(now, tuning, views.len()) as usize;
     let mut rejected = unmet(views, &all.shares);
-    let chosen = match why_not {
-        None => all,
-        Some(why) => {
-            for (view, (after, before)) in views.iter().zip(all.after.iter().zip(views.iter().map(|view| &view.cores)))
-            {
-                if after != before {
-                    let cores = after.len() as i64 - before.len() as i64;
-                    rejected.push(Rejected {
-                        vm: view.vm.name.clone(),
-                        cores,
-                        memory: BTreeMap::new(),
-                        why: why.clone(),
-                    });
-                }
-            }
-            let shares = all.shares;
-            Draft { shares, ..Draft::make(balancer, scene, views, usable, now, true) }
-        }
+    let (worth, affordable) = (all.paid == 0 || gain > cost, all.paid <= budget);
+    if worth && affordable {
+        return CorePlan { steps: all.steps, shares: all.shares, rejected };
+    }
+    // What is needed moves in any case; of the rest, what the budget allows.
+    let urgent = ground.shares(true);
+    let least = ground.draft(urgent.clone(), true);
+    let some = (worth && budget > 0)
+        .then(|| ground.draft(toward(urgent, &all.shares, usable_cores(scene, usable), budget), true));
+    let chosen = match some {
+        Some(some) if some.paid <= budget && some.gain * tuning.horizon > some.cost(tuning) => some,
+        _ => least,
     };
-    CorePlan { steps: chosen.steps, shares: chosen.shares, rejected }
+    let why = if worth { WhyNot::Budget(tuning.moves_per_minute) } else { WhyNot::NoGain { gain, cost } };
+    let missed = views.iter().zip(all.after.iter().zip(&chosen.after)).filter(|(_, (all, chosen))| all != chosen);
+    rejected.extend(missed.map(|(view, (all, chosen))| Rejected {
+        vm: view.vm.name.clone(),
+        cores: all.len() as i64 - chosen.len() as i64,
+        memory: BTreeMap::new(),
+        why: why.clone(),
+    }));
+    CorePlan { steps: chosen.steps, shares: all.shares, rejected }
+}
+
+fn usable_cores(scene: &Scene<'_>, usable: &CpuSet) -> usize {
+    scene.layout.cores_in(usable).len()
+}
+
+/// From these shares toward `goal`, by at most so many cores: one after the other from whom has most above its goal, or from nobody, to
+/// whom lacks most.
+fn toward(mut shares: Vec<usize>, goal: &[usize], total: usize, cores: usize) -> Vec<usize> {
+    let mut free = total.saturating_sub(shares.iter().sum());
+    for _ in 0..cores {
+        let by = |difference: &dyn Fn(usize) -> usize| {
+            let index = (0..shares.len()).max_by_key(|index| (difference(*index), Reverse(*index)))?;
+            (difference(index) > 0).then_some(index)
+        };
+        let Some(poor) = by(&|index| goal[index].saturating_sub(shares[index])) else { break };
+        if free > 0 {
+            free -= 1;
+        } else {
+            let Some(rich) = by(&|index| shares[index].saturating_sub(goal[index])) else { break };
+            shares[rich] -= 1;
+        }
+        shares[poor] += 1;
+    }
+    shares
 }
 
 /// VMs that would use more than they get, and why they do not get it.
@@ -82,44 +103,61 @@ fn unmet(views: &[View<'_>], shares: &[usize]) -> Vec<Rejected> {
     views.iter().zip(shares).filter_map(missing).collect()
 }
 
+/// What is divided among whom, and when.
+#[derive(Clone, Copy)]
+struct Ground<'a> {
+    balancer: &'a Balancer,
+    scene: &'a Scene<'a>,
+    views: &'a [View<'a>],
+    usable: &'a CpuSet,
+    now: Duration,
+}
+
+impl Ground<'_> {
+    /// The fair division; if `urgent`, only what is needed of guarantees goes to somebody else.
+    fn shares(&self, urgent: bool) -> Vec<usize> {
+        let claims: Vec<_> = self.views.iter().map(|view| view.claim(urgent)).collect();
+        divide::cores(usable_cores(self.scene, self.usable), &claims)
+    }
+
+    /// Where everyone's cores are then; if `rests`, nobody moves for a better place.
+    fn draft(&self, shares: Vec<usize>, rests: bool) -> Draft {
+        let Self { balancer, scene, views, usable, now } = *self;
+        let tuning = &balancer.rules.tuning;
+        let tenants: Vec<Tenant> =
+            views.iter().zip(&shares).map(|(view, share)| tenant(balancer, scene, view, *share, now, rests)).collect();
+        let after = place::place(scene.layout, usable, &tenants, tuning.far_loss).cores;
+        let mut draft = Draft { shares, after, ..Draft::default() };
+        draft.steps = draft.steps(scene, views);
+        draft.gain = draft.gain(scene, views, tuning);
+        let cores = |step: &Step| scene.layout.cores_in(&step.step.what.cpus).len();
+        draft.moved = draft.steps.iter().map(cores).sum();
+        draft.paid = draft.steps.iter().filter(|step| step.why.is_paid()).map(cores).sum();
+        draft
+    }
+}
+
 /// A division with its placement.
+#[derive(Default)]
 struct Draft {
     shares: Vec<usize>,
     after: Vec<Vec<CoreId>>,
     steps: Vec<Step>,
     /// In cores, as long as the load lasts.
     gain: f64,
+    /// Cores that move.
     moved: usize,
+    /// Those among them that count against the budget.
+    paid: usize,
 }
 
 impl Draft {
-    fn make(
-        balancer: &Balancer,
-        scene: &Scene<'_>,
-        views: &[View<'_>],
-        usable: &CpuSet,
-        now: Duration,
-        urgent: bool,
-    ) -> Self {
-        let tuning = &balancer.rules.tuning;
-        let total = scene.layout.cores_in(usable).len();
-        let claims: Vec<_> = views.iter().map(|view| view.claim(urgent)).collect();
-        let shares = divide::cores(total, &claims);
-        let tenants: Vec<Tenant> =
-            views.iter().zip(&shares).map(|(view, share)| tenant(balancer, scene, view, *share, now, urgent)).collect();
-        let after = place::place(scene.layout, usable, &tenants, tuning.far_loss).cores;
-        let mut draft = Self { shares, after, steps: Vec::new(), gain: 0.0, moved: 0 };
-        draft.steps = draft.steps(scene, views);
-        draft.gain = draft.gain(scene, views, tuning);
-        draft
-    }
-
     fn cost(&self, tuning: &Tuning) -> f64 {
         self.moved as f64 * tuning.core_cost
     }
 
     /// Who gets which cores from whom.
-    fn steps(&mut self, scene: &Scene<'_>, views: &[View<'_>]) -> Vec<Step> {
+    fn steps(&self, scene: &Scene<'_>, views: &[View<'_>]) -> Vec<Step> {
         let mut owner: BTreeMap<CoreId, usize> = BTreeMap::new();
         for (index, view) in views.iter().enumerate() {
             owner.extend(view.cores.iter().map(|core| (*core, index)));
@@ -153,7 +191,6 @@ impl Draft {
         }
         let holder =
             |index: Option<usize>| index.map_or(Holder::Pool, |index| Holder::Vm(views[index].vm.name.clone()));
-        self.moved = parts.values().map(|cpus| scene.layout.cores_in(cpus).len()).sum();
         let step = |((why, from, to), cpus): ((Why, Option<usize>, Option<usize>), CpuSet)| Step {
             step: Move { from: holder(from), to: holder(to), what: Resources::cores(cpus) },
             why,
@@ -185,16 +222,9 @@ pub(super) fn far(scene: &Scene<'_>, home: &Home, cores: &[CoreId], tuning: &Tun
     place::far_cores(home, &counts, tuning.far_loss)
 }
 
-fn tenant(
-    balancer: &Balancer,
-    scene: &Scene<'_>,
-    view: &View<'_>,
-    share: usize,
-    now: Duration,
-    urgent: bool,
-) -> Tenant {
+fn tenant(balancer: &Balancer, scene: &Scene<'_>, view: &View<'_>, share: usize, now: Duration, rests: bool) -> Tenant {
     let tuning = &balancer.rules.tuning;
-    let rests = urgent
+    let rests = rests
         || view.held.is_some()
         || balancer.stability.cores_moved_within(&view.vm.name, tuning.dwell() * SETTLES, now);
     // Twice what it costs: what is as good elsewhere is no reason to go there.

@@ -8,7 +8,7 @@ use conuma_topology::{Bytes, CpuSet, NodeId, VmName};
 
 use super::view::View;
 use super::{Balancer, cores, memory};
-use crate::decision::{Decision, Outlook, Step, Why};
+use crate::decision::{Decision, Outlook, Step};
 use crate::place::Map;
 use crate::scene::Scene;
 use crate::score::{self, Means};
@@ -81,9 +81,9 @@ pub(super) fn decide(balancer: &Balancer, scene: &Scene<'_>, now: Duration) -> D
 
 /// Cores, and memory moves, that nothing makes necessary.
 fn spends(scene: &Scene<'_>, moves: &[Step]) -> u32 {
-    let free = moves.iter().filter(|step| !matches!(step.why, Why::Guarantee | Why::Host));
+    let paid = moves.iter().filter(|step| step.why.is_paid());
     let count = |step: &Step| scene.layout.cores_in(&step.step.what.cpus).len() + step.step.what.memory.len();
-    u32::try_from(free.map(count).sum::<usize>()).unwrap_or(u32::MAX)
+    u32::try_from(paid.map(count).sum::<usize>()).unwrap_or(u32::MAX)
 }
 
 fn score(

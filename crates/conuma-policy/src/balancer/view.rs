@@ -209,9 +209,10 @@ fn whole(wanted: f64, held: usize, band: f64) -> (usize, f64) {
     (cores as usize, if cores > own { (wanted - (cores - 1.0)).clamp(0.0, 1.0) } else { 1.0 })
 }
 
-/// So many whole cores it takes to serve what is wanted, whatever is held: a guarantee knows no band.
+/// So many whole cores it takes to serve what is wanted, whatever is held: less than half of what counts as a broken guarantee is let pass,
+/// which a load that trembles does not reach.
 fn at_least(wanted: f64) -> usize {
-    (wanted - 0.1).ceil().max(1.0) as usize
+    (wanted - 0.15 - 0.015 * wanted).ceil().max(1.0) as usize
 }
 
 /// Where a VM's memory and devices are, as shares.

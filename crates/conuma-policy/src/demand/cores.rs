@@ -61,7 +61,7 @@ impl CoreEstimator {
         let raw = (used + waiting).min(most as f64);
         let full = held > 0 && used >= FULL * held as f64;
         let queue = waiting > (QUEUE * held as f64).max(0.1);
-        self.probe = self.next_probe(reading.at, used, held, full, queue);
+        self.probe = self.next_probe(reading.at, used, raw, held, full, queue);
         let extra = match self.probe {
             Probe::Trying { held: then, extra, .. } => (then as f64 + extra - raw).max(0.0),
             Probe::Rest | Probe::Useless { .. } => 0.0,
@@ -80,14 +80,14 @@ impl CoreEstimator {
         CoreEstimate { wanted, used, waiting: reading.waiting, stall: reading.cpu_stall, held, probe: extra, why }
     }
 
-    fn next_probe(&mut self, now: Duration, used: f64, held: usize, full: bool, queue: bool) -> Probe {
+    fn next_probe(&mut self, now: Duration, used: f64, raw: f64, held: usize, full: bool, queue: bool) -> Probe {
         let begin = |stride: f64| {
             let extra = (held as f64 * stride).round().max(1.0);
             Probe::Trying { since: now, used, held, extra }
         };
         match self.probe {
-            // A queue says how much is wanted.
-            _ if queue => Probe::Rest,
+            // A queue says how much is wanted; that one comes and goes does not make useful what was not.
+            Probe::Rest | Probe::Trying { .. } if queue => Probe::Rest,
             Probe::Rest if full => {
                 self.stride = FIRST;
                 begin(FIRST)
@@ -99,7 +99,8 @@ impl CoreEstimator {
                     self.stride = (self.stride * 2.0).min(1.0);
                     if full { begin(self.stride) } else { Probe::Rest }
                 } else if used < FULL * then as f64 {
-                    Probe::Rest
+                    // It trembles about full, or does less now: what it got was of no use in either case.
+                    if more > 0 { Probe::Useless { used: before, held: then } } else { Probe::Rest }
                 } else if now.saturating_sub(since) >= TRIAL {
                     // What it got besides is not wanted either.
                     Probe::Useless { used: before.max(used.min(then as f64)), held: then }
@@ -108,7 +109,8 @@ impl CoreEstimator {
                 }
             }
             Probe::Useless { used: before, held: then } => {
-                let changed = (used - before).abs() > (CHANGED * before).max(0.5);
+                let differs = |now: f64| (now - before).abs() > (CHANGED * before).max(0.5);
+                let changed = differs(used) || differs(raw);
                 // With fewer cores than it had then all of them are busy again: it may want those back.
                 if changed {
                     Probe::Rest

@@ -32,6 +32,8 @@ pub struct World {
     counters: BTreeMap<VmName, Sample>,
     /// Moves so far, in cores and in memory moves.
     pub moved: usize,
+    /// When, and how much of the budget of moves.
+    pub spent: Vec<(Duration, u32)>,
 }
 
 pub fn name(text: &str) -> VmName {
@@ -54,6 +56,7 @@ impl World {
             loads: BTreeMap::new(),
             counters: BTreeMap::new(),
             moved: 0,
+            spent: Vec::new(),
             host,
         }
     }
@@ -177,6 +180,7 @@ impl World {
             }
             self.moved += self.layout.cores_in(&step.what.cpus).len() + step.what.memory.len();
         }
+        self.spent.push((self.now, decision.spends));
         self.balancer.begun(decision, self.now);
         self.check();
     }
