@@ -68,7 +68,7 @@ impl Balancer {
 
     /// Learns how the host does.
     pub fn observe_host(&mut self, sample: &HostSample, host: &Host, now: Duration) {
-        self.host.observe(sample, host, self.rules.tuning.host_short, now);
+        self.host.observe(sample, host, &self.rules.tuning, now);
     }
 
     /// A VM has ended: nothing is known of it any more.

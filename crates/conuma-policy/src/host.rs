@@ -7,15 +7,15 @@ use conuma_balancing::Host;
 use conuma_topology::{Bytes, NodeId};
 use serde::{Deserialize, Serialize};
 
+use crate::rules::Tuning;
+
 /// How the host does, outside of its VMs.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct HostSample {
     /// What of each node's memory could be had without swapping.
     pub available: BTreeMap<NodeId, Bytes>,
-    /// Share of the time in which some task of the host outside of VMs waited for a CPU; `None` where nobody counts.
+    /// Share of the time in which a task of the host, outside of its VMs, waited for a CPU; `None` where nobody counts.
     pub cpu_stall: Option<f64>,
-    /// The same for memory.
-    pub memory_stall: Option<f64>,
 }
 
 /// What the host needs besides its reserve.
@@ -23,23 +23,57 @@ pub struct HostSample {
 pub struct HostNeed {
     /// By node.
     pub memory: BTreeMap<NodeId, Bytes>,
+    /// Cores that nobody holds.
+    pub cores: usize,
 }
 
-/// Above this many times the mark below which the host is short it needs nothing any more.
+/// So many times what makes the host short is enough.
 const ENOUGH: f64 = 3.0;
-/// It needs nothing any more when it had enough for so long.
+/// It needs nothing any more, or a core less, when it had enough for so long.
 const CALM: Duration = Duration::from_secs(60);
+/// It needs a core more when its tasks waited for so long.
+const STALLED: Duration = Duration::from_secs(2);
+/// It never needs more than one core of so many.
+const CORES: usize = 4;
 
-/// Makes a need from samples. Rises by a half of the reserve each time that the host is found short, falls when it had enough for a while.
+/// Makes a need from samples. Memory rises by a half of the reserve each time that the host is found short and falls when it had enough for
+/// a while; cores rise and fall one by one.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct HostEstimator {
     need: HostNeed,
     /// Since when each node has had enough.
     calm: BTreeMap<NodeId, Duration>,
+    /// Since when its tasks have waited for cores.
+    stalled: Option<Duration>,
+    /// Since when they have not.
+    idle: Option<Duration>,
 }
 
 impl HostEstimator {
-    pub(crate) fn observe(&mut self, sample: &HostSample, host: &Host, short: f64, now: Duration) {
+    pub(crate) fn observe(&mut self, sample: &HostSample, host: &Host, tuning: &Tuning, now: Duration) {
+        self.observe_memory(sample, host, tuning.host_short, now);
+        match sample.cpu_stall {
+            Some(stall) if stall > tuning.host_stall => {
+                self.idle = None;
+                let since = *self.stalled.get_or_insert(now);
+                if now.saturating_sub(since) >= STALLED {
+                    self.need.cores = (self.need.cores + 1).min(host.cores.len() / CORES);
+                    self.stalled = Some(now);
+                }
+            }
+            Some(stall) if stall < tuning.host_stall / ENOUGH => {
+                self.stalled = None;
+                let since = *self.idle.get_or_insert(now);
+                if now.saturating_sub(since) >= CALM {
+                    self.need.cores = self.need.cores.saturating_sub(1);
+                    self.idle = Some(now);
+                }
+            }
+            _ => (self.stalled, self.idle) = (None, None),
+        }
+    }
+
+    fn observe_memory(&mut self, sample: &HostSample, host: &Host, short: f64, now: Duration) {
         for (node, available) in &sample.available {
             let reserve = host.reserve.on(*node);
             let mark = reserve.0 as f64 * short;
@@ -79,7 +113,7 @@ mod tests {
         let mut look = |mib: u64, at: u64| {
             let available = [(NodeId(0), Bytes::mib(mib))].into();
             let sample = HostSample { available, ..HostSample::default() };
-            estimator.observe(&sample, &host, 0.25, Duration::from_secs(at));
+            estimator.observe(&sample, &host, &Tuning::default(), Duration::from_secs(at));
             estimator.need().memory.get(&NodeId(0)).copied().unwrap_or_default()
         };
         assert_eq!(look(400, 0), Bytes::ZERO);
@@ -89,5 +123,23 @@ mod tests {
         assert_eq!(look(1000, 4), Bytes::mib(512));
         assert_eq!(look(1000, 63), Bytes::mib(512));
         assert_eq!(look(1000, 64), Bytes::ZERO);
+    }
+
+    #[test]
+    fn a_host_whose_tasks_wait_needs_cores_one_by_one() {
+        let machine: Machine = "2n6c1t@4G".parse().unwrap();
+        let host = Host::new(&machine, &CpuSet::new(), Bytes::ZERO);
+        let mut estimator = HostEstimator::default();
+        let mut look = |stall: Option<f64>, at: u64| {
+            let sample = HostSample { cpu_stall: stall, ..HostSample::default() };
+            estimator.observe(&sample, &host, &Tuning::default(), Duration::from_secs(at));
+            estimator.need().cores
+        };
+        assert_eq!((look(Some(0.5), 0), look(Some(0.5), 1), look(Some(0.5), 2)), (0, 0, 1), "a moment is no need");
+        assert_eq!((look(Some(0.15), 3), look(Some(0.5), 4), look(Some(0.5), 5)), (1, 1, 1));
+        assert_eq!((6..20).map(|at| look(Some(0.9), at)).last(), Some(3), "a quarter of twelve");
+        assert_eq!((look(Some(0.0), 20), look(Some(0.01), 79), look(Some(0.0), 80)), (3, 3, 2));
+        assert_eq!(look(None, 200), 2, "nobody knows");
+        assert_eq!((look(Some(0.0), 201), look(Some(0.0), 261), look(Some(0.0), 321)), (2, 1, 0));
     }
 }

@@ -68,6 +68,7 @@ impl Lab {
             hypervisor: Arc::new(hypervisor.clone()),
             online: dir.path().join("online"),
             proc: conuma_linux::procfs::ProcFs::new(dir.path()),
+            cgroup: conuma_linux::cgroup::Cgroup::at(dir.path().join("cgroup/conuma")),
         };
         let daemon = Daemon::start(settings.clone(), surroundings).await.expect("a daemon");
         Self { dir, hypervisor, daemon, settings }

@@ -8,12 +8,13 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use conuma_balancing::{Engine, Event, Host, State};
 use conuma_hypervisor::Hypervisor;
+use conuma_linux::cgroup::Cgroup;
 use conuma_linux::procfs::ProcFs;
 use conuma_topology::{CpuSet, Machine};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::balance;
+use crate::balance::{self, HostReader};
 use crate::bus::Bus;
 use crate::clock::Clock;
 use crate::config::{Settings, make_dir, make_private_dir};
@@ -36,8 +37,10 @@ pub struct Surroundings {
     pub hypervisor: Arc<dyn Hypervisor>,
     /// The file in which the kernel lists the host's CPUs that are online.
     pub online: PathBuf,
-    /// What the kernel tells of the host's own memory and pressure.
+    /// What the kernel tells of the host's own memory.
     pub proc: ProcFs,
+    /// The cgroup of all VMs; those beside it are the host's own.
+    pub cgroup: Cgroup,
 }
 
 /// A daemon that serves.
@@ -50,12 +53,13 @@ pub struct Daemon {
 }
 
 impl Surroundings {
-    /// This host's, read below `root`.
-    pub fn read(root: &Path, hypervisor: Arc<dyn Hypervisor>) -> anyhow::Result<Self> {
+    /// This host's, read below `root`; VMs have theirs below `cgroup`.
+    pub fn read(root: &Path, cgroup: &Path, hypervisor: Arc<dyn Hypervisor>) -> anyhow::Result<Self> {
         let machine = conuma_linux::sysfs::read_machine(root).context("cannot read the host's topology")?;
         let proc = ProcFs::new(root);
         let boot_id = proc.boot_id().context("cannot tell which boot of the host this is")?;
-        Ok(Self { machine, boot_id, hypervisor, online: root.join("sys/devices/system/cpu/online"), proc })
+        let online = root.join("sys/devices/system/cpu/online");
+        Ok(Self { machine, boot_id, hypervisor, online, proc, cgroup: Cgroup::at(cgroup) })
     }
 }
 
@@ -68,7 +72,7 @@ impl Daemon {
         // The sockets in it say themselves who may use them.
         make_dir(&settings.run, 0o755).with_context(|| format!("cannot make {}", settings.run.display()))?;
         let locks = [lock(&settings.state)?, lock(&settings.run)?];
-        let Surroundings { machine, boot_id, hypervisor, online, proc } = surroundings;
+        let Surroundings { machine, boot_id, hypervisor, online, proc, cgroup } = surroundings;
         let clock = Clock::start();
         let (journal, state, history) = Journal::open::<State, _>(&settings.state, &boot_id)?;
         let state = state.map(|state| state.with_history(history.unwrap_or_default()));
@@ -99,7 +103,7 @@ impl Daemon {
         let core = core::start(inbox, engine, journal, clock, bus);
         let sockets = [(socket.clone(), group, Access::Change), (viewers_socket, viewers, Access::View)];
         tasks.spawn(host_cpus::watch(online, room.clone(), stop.clone()));
-        tasks.spawn(balance::run(asked, room.clone(), proc, stop.clone()));
+        tasks.spawn(balance::run(asked, room.clone(), HostReader::new(proc, cgroup), stop.clone()));
         for (path, group, access) in sockets {
             let listener = http::bind(&path, group)?;
             let (serving, ended) = (room.clone(), stop.clone());

@@ -49,7 +49,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let hypervisor = Qemu::probe(&config.qemu, Arc::new(gates), proc, &settings.state)
         .await
         .context("cannot use QEMU (--qemu names the program)")?;
-    let surroundings = Surroundings::read(&config.root, Arc::new(hypervisor))?;
+    let surroundings = Surroundings::read(&config.root, &config.cgroup_root, Arc::new(hypervisor))?;
     let daemon = Daemon::start(settings, surroundings).await?;
     let watchdog = tokio::spawn(notify::watchdog(daemon.core(), daemon.stopped()));
     notify::ready();

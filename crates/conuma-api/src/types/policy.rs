@@ -58,6 +58,9 @@ pub struct PolicyInfo {
     /// What the host is short of besides its reserve, in bytes by node; empty if of nothing.
     #[schema(value_type = BTreeMap<String, u64>)]
     pub host_need: BTreeMap<NodeId, Bytes>,
+    /// Cores that the host is short of, besides those that are reserved.
+    #[serde(default)]
+    pub host_need_cores: u32,
 }
 
 /// The text of a policy file.

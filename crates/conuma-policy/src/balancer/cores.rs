@@ -117,7 +117,10 @@ impl Ground<'_> {
     /// The fair division; if `urgent`, only what is needed of guarantees goes to somebody else.
     fn shares(&self, urgent: bool) -> Vec<usize> {
         let claims: Vec<_> = self.views.iter().map(|view| view.claim(urgent)).collect();
-        divide::cores(usable_cores(self.scene, self.usable), &claims)
+        let all = usable_cores(self.scene, self.usable);
+        let firm = claims.iter().map(|claim| claim.firm).sum();
+        let host = self.balancer.host_need().cores.min(all.saturating_sub(firm));
+        divide::cores(all - host, &claims)
     }
 
     /// Where everyone's cores are then; if `rests`, nobody moves for a better place.
@@ -128,8 +131,8 @@ impl Ground<'_> {
             views.iter().zip(&shares).map(|(view, share)| tenant(balancer, scene, view, *share, now, rests)).collect();
         let after = place::place(scene.layout, usable, &tenants, tuning.far_loss).cores;
         let mut draft = Draft { shares, after, ..Draft::default() };
-        draft.steps = draft.steps(scene, views);
-        draft.gain = draft.gain(scene, views, tuning);
+        draft.steps = draft.steps(self);
+        draft.gain = draft.gain(self);
         let cores = |step: &Step| scene.layout.cores_in(&step.step.what.cpus).len();
         draft.moved = draft.steps.iter().map(cores).sum();
         draft.paid = draft.steps.iter().filter(|step| step.why.is_paid()).map(cores).sum();
@@ -157,7 +160,8 @@ impl Draft {
     }
 
     /// Who gets which cores from whom.
-    fn steps(&self, scene: &Scene<'_>, views: &[View<'_>]) -> Vec<Step> {
+    fn steps(&self, ground: &Ground<'_>) -> Vec<Step> {
+        let Ground { balancer, scene, views, .. } = *ground;
         let mut owner: BTreeMap<CoreId, usize> = BTreeMap::new();
         for (index, view) in views.iter().enumerate() {
             owner.extend(view.cores.iter().map(|core| (*core, index)));
@@ -183,10 +187,11 @@ impl Draft {
                 taken.insert(*core, index);
             }
         }
+        let to_nobody = if balancer.host_need().cores > 0 { Why::Host } else { Why::Locality };
         for (index, (view, after)) in views.iter().zip(&self.after).enumerate() {
             for core in view.cores.iter().filter(|core| after.binary_search(core).is_err() && !taken.contains_key(core))
             {
-                add(Why::Locality, Some(index), None, *core);
+                add(to_nobody, Some(index), None, *core);
             }
         }
         let holder =
@@ -199,7 +204,9 @@ impl Draft {
     }
 
     /// What all of it brings, in cores: what is used more, what comes nearer to its fair share, and what is near instead of far.
-    fn gain(&self, scene: &Scene<'_>, views: &[View<'_>], tuning: &Tuning) -> f64 {
+    fn gain(&self, ground: &Ground<'_>) -> f64 {
+        let Ground { balancer, scene, views, .. } = *ground;
+        let tuning = &balancer.rules.tuning;
         let mut gain = 0.0;
         for (view, after) in views.iter().zip(&self.after).filter(|(view, _)| !view.is_fixed()) {
             let wanted = view.estimate.map_or(view.wanted as f64, |estimate| estimate.cores.wanted);

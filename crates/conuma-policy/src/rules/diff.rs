@@ -6,6 +6,7 @@ use std::fmt;
 use conuma_balancing::{CoreDemand, MemoryDemand};
 use serde::{Deserialize, Serialize};
 
+use super::tuning::KEYS;
 use super::{Mode, Partial, Priority, Rules, Tuning};
 
 /// A key whose value changes.
@@ -56,7 +57,7 @@ fn flat(rules: &Rules) -> BTreeMap<String, String> {
     if rules.utc_offset != super::UtcOffset::default() {
         flat.insert("utc_offset".into(), quoted(&rules.utc_offset.to_string()));
     }
-    tuning(&mut flat, &rules.tuning);
+    tuning(&mut flat, rules.tuning);
     for (vm, said) in &rules.vms {
         let path = format!("vm.{vm}");
         terms(&mut flat, &path, &said.always);
@@ -108,29 +109,12 @@ fn terms(flat: &mut BTreeMap<String, String>, path: &str, terms: &Partial) {
     say("hands_off", terms.hands_off.map(|hands_off| hands_off.to_string()));
 }
 
-fn tuning(flat: &mut BTreeMap<String, String>, now: &Tuning) {
-    let usual = Tuning::default();
-    let mut say = |key: &str, value: f64, usual: f64| {
-        if value.to_bits() != usual.to_bits() {
-            flat.insert(format!("tuning.{key}"), value.to_string());
+fn tuning(flat: &mut BTreeMap<String, String>, now: Tuning) {
+    for key in &KEYS {
+        let (value, usual) = (key.text(now), key.text(Tuning::default()));
+        if value != usual {
+            flat.insert(format!("tuning.{}", key.name), value);
         }
-    };
-    say("attack", now.attack, usual.attack);
-    say("decay", now.decay, usual.decay);
-    say("memory_decay", now.memory_decay, usual.memory_decay);
-    say("dwell", now.dwell, usual.dwell);
-    say("dead_band", now.dead_band, usual.dead_band);
-    say("horizon", now.horizon, usual.horizon);
-    say("core_cost", now.core_cost, usual.core_cost);
-    say("memory_cost", now.memory_cost, usual.memory_cost);
-    say("far_loss", now.far_loss, usual.far_loss);
-    say("cache_worth", now.cache_worth, usual.cache_worth);
-    say("headroom", now.headroom, usual.headroom);
-    say("foresight", now.foresight, usual.foresight);
-    say("host_short", now.host_short, usual.host_short);
-    say("moves_per_minute", f64::from(now.moves_per_minute), f64::from(usual.moves_per_minute));
-    if now.lend_idle_guarantee != usual.lend_idle_guarantee {
-        flat.insert("tuning.lend_idle_guarantee".into(), now.lend_idle_guarantee.to_string());
     }
 }
 

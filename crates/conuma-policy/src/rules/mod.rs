@@ -25,12 +25,11 @@
 
 mod check;
 mod diff;
-
 mod parse;
 mod time;
+mod tuning;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use conuma_balancing::{CoreDemand, Demand, MemoryDemand};
 use conuma_topology::VmName;
@@ -40,6 +39,7 @@ pub use check::Concern;
 pub use conuma_binding::{Problem, SpecError as RulesError};
 pub use diff::Change;
 pub use time::{Days, TimeOfDay, UtcOffset, WallTime, Window};
+pub use tuning::Tuning;
 
 use crate::scene::VmScene;
 
@@ -123,71 +123,6 @@ pub struct Terms {
     pub priority: Priority,
     /// Left alone.
     pub hands_off: bool,
-}
-
-/// How quickly and how boldly. All of it can be said under `[tuning]`.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Tuning {
-    /// How quickly an estimate follows a load that grows: time constant, in seconds.
-    pub attack: f64,
-    /// How quickly it follows one that falls.
-    pub decay: f64,
-    /// The same for memory.
-    pub memory_decay: f64,
-    /// After its cores moved, a VM is left alone for so long, in seconds, unless it needs its guarantee.
-    pub dwell: f64,
-    /// Differences of so much of a core are no reason to move one.
-    pub dead_band: f64,
-    /// Cores, and memory moves, that the policy moves in a minute at most, for each VM that runs; guarantees are not counted.
-    pub moves_per_minute: u32,
-    /// For how long a load is believed to last, in seconds: what moving cores brings within it must exceed what it costs.
-    pub horizon: f64,
-    /// Core-seconds that moving a core costs.
-    pub core_cost: f64,
-    /// Core-seconds that moving a GiB costs.
-    pub memory_cost: f64,
-    /// What a core far from its memory loses of a core, for each step of distance 10.
-    pub far_loss: f64,
-    /// Whether what a VM is guaranteed but does not need may be lent, until it does.
-    pub lend_idle_guarantee: bool,
-    /// How much of the page cache counts as wanted, besides what is used again and again.
-    pub cache_worth: f64,
-    /// What a guest should have free on a node that it uses, as a share of what it uses there.
-    pub headroom: f64,
-    /// How far ahead growth of memory is foreseen, in seconds.
-    pub foresight: f64,
-    /// The host is short on a node where less than this share of its reserve is available.
-    pub host_short: f64,
-}
-
-impl Default for Tuning {
-    fn default() -> Self {
-        Self {
-            attack: 0.1,
-            decay: 3.0,
-            memory_decay: 30.0,
-            dwell: 0.5,
-            dead_band: 0.2,
-            moves_per_minute: 120,
-            horizon: 5.0,
-            core_cost: 0.05,
-            memory_cost: 0.5,
-            far_loss: 0.15,
-            lend_idle_guarantee: true,
-            cache_worth: 0.25,
-            headroom: 0.15,
-            foresight: 30.0,
-            host_short: 0.25,
-        }
-    }
-}
-
-impl Tuning {
-    /// [`Tuning::dwell`] as a duration.
-    pub fn dwell(&self) -> Duration {
-        Duration::from_secs_f64(self.dwell.clamp(0.0, 3600.0))
-    }
 }
 
 impl Rules {

@@ -6,31 +6,14 @@ use conuma_binding::{CoreWish, MemoryWish, Wish};
 use conuma_topology::VmName;
 
 use super::time::{Days, TimeOfDay, Window};
+use super::tuning::{self, Place};
 use super::{Mode, Partial, Priority, Rules, RulesError, Tuning, UtcOffset, VmRules};
 
 const TOP_KEYS: &[&str] = &["mode", "utc_offset", "tuning", "vm"];
 const VM_KEYS: &[&str] = &["weight", "guarantee", "limit", "priority", "hands_off", "window"];
 const WINDOW_KEYS: &[&str] = &["days", "from", "to", "weight", "guarantee", "limit", "priority", "hands_off"];
 const SECTIONS: Sections =
-    &[("", TOP_KEYS), ("vm.NAME", VM_KEYS), ("vm.NAME.window", WINDOW_KEYS), ("tuning", TUNING_KEYS)];
-const TUNING_KEYS: &[&str] = &[
-    "attack",
-    "decay",
-    "memory_decay",
-    "dwell",
-    "dead_band",
-    "moves_per_minute",
-    "horizon",
-    "core_cost",
-    "memory_cost",
-    "far_loss",
-    "lend_idle_guarantee",
-    "cache_worth",
-    "headroom",
-    "foresight",
-    "host_short",
-];
-
+    &[("", TOP_KEYS), ("vm.NAME", VM_KEYS), ("vm.NAME.window", WINDOW_KEYS), ("tuning", &tuning::NAMES)];
 /// Windows of a VM at most.
 const MOST_WINDOWS: usize = 64;
 
@@ -157,42 +140,23 @@ impl Draft<'_> {
     fn tuning(&mut self, value: &Value<'_>) -> Tuning {
         let mut tuning = Tuning::default();
         let Some(table) = self.0.table("tuning", value) else { return tuning };
-        self.0.keys("tuning", table, TUNING_KEYS);
-        let numbers: [(&str, &mut f64, f64, f64); 12] = [
-            ("attack", &mut tuning.attack, 0.0, 3600.0),
-            ("decay", &mut tuning.decay, 0.0, 3600.0),
-            ("memory_decay", &mut tuning.memory_decay, 0.0, 36_000.0),
-            ("dwell", &mut tuning.dwell, 0.0, 3600.0),
-            ("dead_band", &mut tuning.dead_band, 0.0, 1.0),
-            ("horizon", &mut tuning.horizon, 0.1, 3600.0),
-            ("core_cost", &mut tuning.core_cost, 0.0, 1000.0),
-            ("memory_cost", &mut tuning.memory_cost, 0.0, 1000.0),
-            ("far_loss", &mut tuning.far_loss, 0.0, 1.0),
-            ("cache_worth", &mut tuning.cache_worth, 0.0, 1.0),
-            ("headroom", &mut tuning.headroom, 0.0, 10.0),
-            ("foresight", &mut tuning.foresight, 0.0, 3600.0),
-        ];
-        for (key, place, min, max) in numbers {
-            if let Some(number) =
-                table.get(key).and_then(|value| self.0.number(&format!("tuning.{key}"), value, min, max))
-            {
-                *place = number;
+        self.0.keys("tuning", table, &tuning::NAMES);
+        for key in &tuning::KEYS {
+            let Some(value) = table.get(key.name) else { continue };
+            let path = format!("tuning.{}", key.name);
+            match key.value {
+                Place::Number(place, min, max) => set(place(&mut tuning), self.0.number(&path, value, min, max)),
+                Place::Count(place, min, max) => set(place(&mut tuning), self.0.integer(&path, value, min, max)),
+                Place::Switch(place) => set(place(&mut tuning), self.0.boolean(&path, value)),
             }
         }
-        if let Some(number) =
-            table.get("host_short").and_then(|value| self.0.number("tuning.host_short", value, 0.0, 1.0))
-        {
-            tuning.host_short = number;
-        }
-        let moves = table.get("moves_per_minute");
-        if let Some(moves) = moves.and_then(|value| self.0.integer("tuning.moves_per_minute", value, 0, 1_000_000)) {
-            tuning.moves_per_minute = moves;
-        }
-        let lend = table.get("lend_idle_guarantee");
-        if let Some(lend) = lend.and_then(|value| self.0.boolean("tuning.lend_idle_guarantee", value)) {
-            tuning.lend_idle_guarantee = lend;
-        }
         tuning
+    }
+}
+
+fn set<T>(place: &mut T, read: Option<T>) {
+    if let Some(read) = read {
+        *place = read;
     }
 }
 

@@ -20,9 +20,11 @@ pub fn show<'a>(
         Some(source) => format!("{source}{ago}; --text prints it"),
     };
     let mut lines = vec![("mode", why::mode(policy.mode, style)), ("file", file)];
-    if !policy.host_need.is_empty() {
-        let short = policy.host_need.iter().map(|(node, bytes)| format!("{bytes} on node {node}"));
-        lines.push(("host", style.warn(&format!("short of {}", short.collect::<Vec<_>>().join(", ")))));
+    let cores = (policy.host_need_cores > 0).then(|| amount::cores(policy.host_need_cores as usize));
+    let memory = policy.host_need.iter().map(|(node, bytes)| format!("{bytes} on node {node}"));
+    let short: Vec<String> = cores.into_iter().chain(memory).collect();
+    if !short.is_empty() {
+        lines.push(("host", style.warn(&format!("short of {}", short.join(", ")))));
     }
     lines.extend(policy.pins.iter().map(|pin| ("pinned", format!("{} {}", pin.vm, why::pin(pin, now_unix_ms)))));
     let terms: Vec<_> = terms.collect();

@@ -168,6 +168,7 @@ fn in_force() -> PolicyInfo {
             pin("db", Some(NOW + 7_140_000)),
         ],
         host_need: [(NodeId(0), Bytes::mib(64))].into(),
+        host_need_cores: 2,
     }
 }
 
@@ -200,6 +201,7 @@ fn the_policy_is_shown_with_the_terms_of_every_vm() {
         applied_at: None,
         pins: vec![],
         host_need: Default::default(),
+        host_need_cores: 0,
     };
     let none = policy::show(&none, std::iter::empty(), NOW, Style::PLAIN);
     insta::assert_snapshot!("policy", format!("{text}\n---\n{none}"));

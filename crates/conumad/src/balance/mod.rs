@@ -29,7 +29,6 @@ use conuma_api::{
     Problem, TransferRequest, VmWhy,
 };
 use conuma_balancing::{Host, TransferId, VmSpec};
-use conuma_linux::procfs::ProcFs;
 use conuma_policy::{Balancer, Decision, Layout, Mode};
 use conuma_topology::VmName;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -42,7 +41,6 @@ use crate::core::{NotBegun, Stopped};
 use crate::vms::Room;
 use carry::UnderWay;
 use files::{Kept, PolicyFiles};
-use host::HostReader;
 use look::Snapshot;
 use newcomers::Newcomer;
 use pins::Origins;
@@ -50,6 +48,7 @@ use record::{Jobs, NumberSlot};
 use samples::Sampler;
 use setbacks::Setbacks;
 
+pub(crate) use host::HostReader;
 pub(crate) use record::Recorder;
 
 /// Two decisions are never nearer to each other.
@@ -265,13 +264,13 @@ struct Late {
 }
 
 /// Runs the manager until `stop`.
-pub(crate) async fn run(inbox: Inbox, room: Arc<Room>, proc: ProcFs, stop: CancellationToken) {
+pub(crate) async fn run(inbox: Inbox, room: Arc<Room>, reader: HostReader, stop: CancellationToken) {
     let Inbox { mut asks, jobs } = inbox;
     let mut listener = room.bus.listen();
     let (state, clock, bus, ended) = (room.settings.state.clone(), room.clock, room.bus.clone(), stop.clone());
     room.tasks.spawn_blocking(move || record::keep(jobs, &state, clock, bus, &ended));
     let Ok(host) = room.core.look(|engine, _| engine.host().clone()).await else { return };
-    let mut manager = Manager::new(room.clone(), host, proc);
+    let mut manager = Manager::new(room.clone(), host, reader);
     manager.resume();
     let asked = manager.sampler.asked();
     let mut ticks = interval(room.settings.balance_tick);
@@ -321,9 +320,8 @@ pub(crate) async fn run(inbox: Inbox, room: Arc<Room>, proc: ProcFs, stop: Cance
 }
 
 impl Manager {
-    fn new(room: Arc<Room>, host: Host, proc: ProcFs) -> Self {
+    fn new(room: Arc<Room>, host: Host, host_reader: HostReader) -> Self {
         let layout = Arc::new(Layout::new(&host, &room.machine));
-        let nodes = host.memory.keys().copied().collect();
         let files = PolicyFiles::of(&room.settings.state);
         let history = room.balance.history.clone();
         let strangers = (room.entries().keys().cloned().collect(), Instant::now() + STRANGERS);
@@ -336,7 +334,7 @@ impl Manager {
             kept: Kept::default(),
             origins: Origins::default(),
             sampler: Sampler::default(),
-            host_reader: HostReader::new(proc, nodes),
+            host_reader,
             history,
             under_way: Vec::new(),
             setbacks: Setbacks::default(),
@@ -362,7 +360,7 @@ impl Manager {
 
     fn tick(&mut self) {
         let now = self.room.clock.now();
-        let sample = self.host_reader.read(now);
+        let sample = self.host_reader.read(self.host.memory.keys(), now);
         self.balancer.observe_host(&sample, &self.host, now);
         if self.mode() == Mode::Off {
             self.wake(Cause::Tick, Duration::ZERO);

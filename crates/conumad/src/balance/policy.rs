@@ -106,6 +106,7 @@ impl Manager {
             applied_at: self.kept.facts.applied.map(unix_ms),
             pins: self.balancer.pins().iter().map(|(vm, pin)| self.origins.info(vm, pin)).collect(),
             host_need: self.balancer.host_need().memory.clone(),
+            host_need_cores: wire::count(self.balancer.host_need().cores),
         }
     }
 

@@ -204,6 +204,25 @@ async fn a_host_that_is_short_of_memory_gets_some_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_is_short_of_cores_gets_what_nobody_is_guaranteed() {
+    let host = Host::boot().await;
+    let (a, b) = two_idle_vms(&host).await;
+    apply(&host, "auto", "").await;
+    a.run(8.0);
+    b.run(8.0);
+    host.eventually("all cores are held", || async { cores_of(&host, "a").await + cores_of(&host, "b").await == 8 })
+        .await;
+    let began = std::time::Instant::now();
+    host.eventually("the host has one to itself", || async {
+        host.services_waited(began.elapsed());
+        cores_of(&host, "a").await + cores_of(&host, "b").await < 8
+    })
+    .await;
+    assert!(host.client.policy().await.unwrap().host_need_cores >= 1);
+    host.check().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn pressure_is_answered_before_the_next_tick() {
     let host = Host::boot_with(|settings| settings.balance_tick = Duration::from_secs(3600)).await;
     let (_a, b) = two_idle_vms(&host).await;

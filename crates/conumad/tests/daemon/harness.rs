@@ -12,6 +12,7 @@ use conuma_api::{
 use conuma_balancing::Timing;
 use conuma_binding::{Accel, Reserve};
 use conuma_hypervisor::fake::{FakeHypervisor, FakeVm};
+use conuma_linux::cgroup::Cgroup;
 use conuma_linux::procfs::ProcFs;
 use conuma_topology::{Bytes, CpuSet, NodeId, VmName};
 use conumad::agent::Doors;
@@ -138,7 +139,8 @@ impl Host {
         let online = self.dir.path().join("online");
         let proc = ProcFs::new(self.dir.path().join("host"));
         let machine = self.machine.parse().unwrap();
-        Surroundings { machine, boot_id: "this boot".into(), hypervisor, online, proc }
+        let cgroup = Cgroup::at(self.dir.path().join("cgroup/conuma"));
+        Surroundings { machine, boot_id: "this boot".into(), hypervisor, online, proc, cgroup }
     }
 
     /// The host's kernel says that these CPUs are online.
@@ -152,6 +154,14 @@ impl Host {
         std::fs::create_dir_all(&dir).unwrap();
         let text = format!("Node {node} MemFree: {} kB\nNode {node} FilePages: 0 kB\n", mib * 1024);
         std::fs::write(dir.join("meminfo"), text).unwrap();
+    }
+
+    /// The host's kernel says that tasks of the host's own services have waited so long for a CPU.
+    pub fn services_waited(&self, waited: Duration) {
+        let dir = self.dir.path().join("cgroup/system.slice");
+        std::fs::create_dir_all(&dir).unwrap();
+        let text = format!("some avg10=0.00 avg60=0.00 avg300=0.00 total={}\n", waited.as_micros());
+        std::fs::write(dir.join("cpu.pressure"), text).unwrap();
     }
 
     /// What a second start of the daemon comes to.
