@@ -77,6 +77,11 @@ impl Balancer {
         self.stability.forget(vm);
     }
 
+    /// VMs of which something is known.
+    pub fn known(&self) -> impl Iterator<Item = &VmName> {
+        self.estimators.keys()
+    }
+
     /// What a VM is believed to want, if that is known and not too old.
     pub fn estimate(&self, vm: &VmName, now: Duration) -> Option<&Estimate> {
         self.estimators.get(vm)?.estimate(now)

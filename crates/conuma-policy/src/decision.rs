@@ -75,6 +75,8 @@ pub struct Outlook {
     pub wanted_cores: usize,
     /// Of its guarantee, what it needs: it has or gets so many cores.
     pub needed_cores: usize,
+    /// Memory that it lacks of what it needs of its guarantee, on all nodes together.
+    pub lacks_memory: Bytes,
     /// Its fair share: cores that the division gives it.
     pub share: usize,
     /// Why it is left as it is, if it is.

@@ -5,7 +5,7 @@ mod world;
 
 use std::time::Duration;
 
-use conuma_balancing::{CoreDemand, Demand, Holder, Request};
+use conuma_balancing::{CoreDemand, Demand, Holder, MemoryDemand, Request, Resources};
 use conuma_policy::{Held, Pin, Rules, Why, WhyNot};
 use conuma_topology::{Bytes, NodeId};
 use world::{World, name};
@@ -147,7 +147,7 @@ fn memory_goes_to_whom_it_is_short_before_it_stalls() {
     let reserve_free = world.pool.memory.clone();
     // Nothing is left in the pool.
     for (node, bytes) in reserve_free {
-        let what = conuma_balancing::Resources::memory(node, bytes);
+        let what = Resources::memory(node, bytes);
         assert!(world.pool.take(&what));
         world.vms.get_mut(&name("a")).unwrap().holding.add(&what);
     }
@@ -176,6 +176,30 @@ fn what_a_node_does_not_have_comes_from_the_nearest() {
     // All but what is too little to move.
     assert!(world.mib("b", 1) > 700, "{}", world.mib("b", 1));
     assert!(world.mib("b", 0) > 256, "node 0: {} MiB, node 1: {} MiB", world.mib("b", 0), world.mib("b", 1));
+}
+
+#[test]
+fn memory_that_is_guaranteed_anywhere_is_had_where_it_is() {
+    let mut world = World::new("2n4c1t@4G", AUTO);
+    world.vm("a", 2, "0-3", 240).guarantee.memory = Some(MemoryDemand::Total(Bytes::mib(2048)));
+    let b = world.vm("b", 2, "4-7", 3600);
+    let here = [(NodeId(0), Bytes::mib(3600))].into();
+    b.guarantee.memory = Some(MemoryDemand::PerNode(here));
+    // All of node 1 is b's, and b uses all of everything.
+    let mut rest = world.pool.on(NodeId(1));
+    rest += world.vms.get_mut(&name("a")).unwrap().holding.memory.remove(&NodeId(1)).unwrap();
+    world.pool.memory.remove(&NodeId(1));
+    world.vms.get_mut(&name("b")).unwrap().holding.add(&Resources::memory(NodeId(1), rest));
+    world.uses("b", 0, 4000);
+    world.uses("b", 1, 4000);
+    world.uses("a", 0, 2000);
+    world.report(1000);
+    world.report(1000);
+    let decision = world.decide();
+    assert!(decision.of(&name("a")).unwrap().lacks_memory > Bytes::ZERO, "{decision:#?}");
+    world.run(30);
+    assert_eq!(world.mib("b", 0), 3600, "its own guarantee, all of which it uses");
+    assert!(world.mib("a", 1) > 0, "nothing on node 1, of which nothing is free");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What happens on the host.
 
-use conuma_topology::{CpuId, CpuSet, VmName};
+use conuma_topology::{Bytes, CpuId, CpuSet, VmName};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -184,6 +184,10 @@ pub enum EventKind {
         waited_ms: u64,
         /// Cores that it still lacks.
         cores: u32,
+        /// Memory that it still lacks, in bytes, on all nodes together.
+        #[serde(default)]
+        #[schema(value_type = u64)]
+        memory: Bytes,
     },
     /// An invariant does not hold.
     Violated(ViolationInfo),

@@ -65,6 +65,7 @@ pub(super) fn decide(balancer: &Balancer, scene: &Scene<'_>, now: Duration) -> D
             holding: view.vm.holding.clone(),
             wanted_cores: view.wanted,
             needed_cores: view.needed,
+            lacks_memory: memory.lacks[index],
             share: cores.shares.get(index).copied().unwrap_or_default(),
             held: view.held,
             score_now: score(&view.vm.holding),

@@ -1,7 +1,8 @@
 //! What is decided of each node's memory: it goes to whom it is short, first from what nobody holds, then from whom it is spare; what a
 //! node does not have is looked for on the nearest that has.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use conuma_balancing::{Holder, MemoryDemand, Move, Resources};
@@ -11,7 +12,6 @@ use super::Balancer;
 use super::view::View;
 use crate::decision::{Held, Rejected, Step, Why, WhyNot};
 use crate::divide::{self, MemoryClaim};
-use crate::rules::Tuning;
 use crate::scene::Scene;
 
 /// Smaller moves are not worth it.
@@ -26,6 +26,8 @@ const GIB: f64 = (1_u64 << 30) as f64;
 pub(super) struct MemoryPlan {
     pub(super) steps: Vec<Step>,
     pub(super) rejected: Vec<Rejected>,
+    /// By view: what it lacks of what it needs of its guarantee, in whole blocks.
+    pub(super) lacks: Vec<Bytes>,
 }
 
 /// A node that is being divided.
@@ -69,38 +71,147 @@ impl Row {
 }
 
 pub(super) fn plan(balancer: &Balancer, scene: &Scene<'_>, views: &[View<'_>], now: Duration) -> MemoryPlan {
-    let tuning = &balancer.rules.tuning;
     let nodes: Vec<NodeId> = scene.host.memory.keys().copied().collect();
-    let needed: Vec<BTreeMap<NodeId, Bytes>> =
-        views.iter().map(|view| view.needed_memory(&nodes, tuning.lend_idle_guarantee)).collect();
-    let mut plan = MemoryPlan::default();
-    let mut left: BTreeMap<NodeId, Bytes> = BTreeMap::new();
-    let mut turned: BTreeSet<(usize, NodeId)> = BTreeSet::new();
-    let mut unmet: Vec<(usize, NodeId, Bytes)> = Vec::new();
-    // Limits on all memory together, used up node by node.
-    let mut room: Vec<Bytes> = views.iter().map(total_room).collect();
-    for node in &nodes {
-        let mut table = Table::new(balancer, scene, views, &needed, &room, *node, now);
-        table.host(balancer, scene);
-        for short in table.short() {
-            let got = table.serve(short, balancer, &mut plan.rejected, tuning, now);
-            room[short] = room[short].saturating_sub(got);
-            table.rows[short].held += got;
+    let lend_idle = balancer.rules.tuning.lend_idle_guarantee;
+    let needed = views.iter().map(|view| view.needed_memory(&nodes, lend_idle)).collect();
+    let mut draft = Draft {
+        balancer,
+        scene,
+        views,
+        now,
+        needed,
+        room: views.iter().map(total_room).collect(),
+        lacks: vec![Bytes::ZERO; views.len()],
+        tables: Vec::with_capacity(nodes.len()),
+        rejected: Vec::new(),
+    };
+    for node in nodes {
+        draft.divide(node);
+    }
+    draft.owe();
+    draft.look_elsewhere();
+    let steps = draft.tables.into_iter().flat_map(|table| table.steps).collect();
+    MemoryPlan { steps, rejected: draft.rejected, lacks: draft.lacks }
+}
+
+/// A decision on memory while it is made.
+struct Draft<'a> {
+    balancer: &'a Balancer,
+    scene: &'a Scene<'a>,
+    views: &'a [View<'a>],
+    now: Duration,
+    /// By view: of its guarantee, what it needs on each node.
+    needed: Vec<BTreeMap<NodeId, Bytes>>,
+    /// By view: its limit on all memory together, used up node by node.
+    room: Vec<Bytes>,
+    lacks: Vec<Bytes>,
+    /// The nodes that were divided.
+    tables: Vec<Table<'a>>,
+    rejected: Vec<Rejected>,
+}
+
+impl Draft<'_> {
+    fn divide(&mut self, node: NodeId) {
+        let mut table = Table::new(self, node);
+        for (lacks, row) in self.lacks.iter_mut().zip(&table.rows) {
+            *lacks += row.needed.saturating_sub(row.held).round_down(table.block);
         }
-        for (index, (view, row)) in views.iter().zip(&table.rows).enumerate() {
-            let rest = row.wanted.min(row.most).saturating_sub(row.held);
-            if row.takes && !rest.is_zero() && view.estimate.is_some() {
-                unmet.push((index, *node, rest));
+        table.host(self.balancer, self.scene);
+        let short = table.short();
+        let place = self.tables.len();
+        self.tables.push(table);
+        for index in short {
+            self.serve(place, index);
+        }
+    }
+
+    /// Gives one VM what it should have more of one node, as far as it goes; how much that is.
+    fn serve(&mut self, place: usize, index: usize) -> Bytes {
+        let table = &mut self.tables[place];
+        let got = table.serve(index, self.balancer, &mut self.rejected, self.now);
+        table.rows[index].held += got;
+        self.room[index] = self.room[index].saturating_sub(got);
+        got
+    }
+
+    /// What is guaranteed without saying where, and is not there where it is wanted, is had where others have it.
+    fn owe(&mut self) {
+        for (index, view) in self.views.iter().enumerate() {
+            if !matches!(view.terms.guarantee.memory, Some(MemoryDemand::Total(_))) {
+                continue;
+            }
+            let held: Bytes = self.tables.iter().map(|table| table.rows[index].held).sum();
+            let needed: Bytes = self.needed[index].values().copied().sum();
+            let mut rest = needed.saturating_sub(held);
+            let most_wanted = self.tables.iter().max_by_key(|table| {
+                let row = &table.rows[index];
+                (row.needed.saturating_sub(row.held), Reverse(table.node))
+            });
+            let Some(node) = most_wanted.map(|table| table.node) else { continue };
+            for place in self.near(node) {
+                let table = &mut self.tables[place];
+                let row = &mut table.rows[index];
+                let most = row.most.min(Bytes(row.held.0.saturating_add(self.room[index].0)));
+                let goal = (row.held + rest).min(most);
+                if rest >= table.block && row.takes && goal > row.held && table.is_free(index) {
+                    let row = &mut table.rows[index];
+                    (row.needed, row.target) = (goal, goal);
+                    rest = rest.saturating_sub(self.serve(place, index));
+                }
             }
         }
-        left.insert(*node, table.pool);
-        turned.extend(
-            (0..views.len()).filter(|index| table.gets[*index] || table.given[*index]).map(|index| (index, *node)),
-        );
-        plan.steps.append(&mut table.steps);
     }
-    elsewhere(scene, views, &mut plan, left, &turned, unmet, &mut room, tuning, balancer, now);
-    plan
+
+    /// The nodes, by index, nearest first.
+    fn near(&self, node: NodeId) -> Vec<usize> {
+        let mut near: Vec<usize> = (0..self.tables.len()).collect();
+        near.sort_by_key(|place| {
+            let other = self.tables[*place].node;
+            (self.scene.host.distances.get(node, other).unwrap_or(if node == other { 10 } else { 20 }), other)
+        });
+        near
+    }
+
+    /// What a node did not have is as good as had on a near one: a guest's kernel goes there by itself.
+    fn look_elsewhere(&mut self) {
+        let unmet = |(place, table): (usize, &Table<'_>)| -> Vec<(usize, usize, Bytes)> {
+            let rest = |(index, row): (usize, &Row)| {
+                let rest = row.wanted.min(row.most).saturating_sub(row.held);
+                let known = self.views[index].estimate.is_some();
+                (row.takes && known && rest >= least_of(row.wanted)).then_some((place, index, rest))
+            };
+            table.rows.iter().enumerate().filter_map(rest).collect()
+        };
+        let unmet: Vec<_> = self.tables.iter().enumerate().flat_map(unmet).collect();
+        for (place, index, mut rest) in unmet {
+            for other in self.near(self.tables[place].node) {
+                let table = &mut self.tables[other];
+                let view = &self.views[index];
+                let can = other != place && table.pool >= LEAST && table.is_free(index) && table.rows[index].takes;
+                if !can || !view.vm.devices.contains_key(&table.node) {
+                    continue;
+                }
+                let row = table.rows[index];
+                // What it has unused there already counts.
+                rest = rest.saturating_sub(row.held.saturating_sub(row.keeps));
+                let most = row.most.saturating_sub(row.held).min(self.room[index]);
+                let part = rest.min(table.pool).min(most).round_down(table.block);
+                if part < LEAST {
+                    continue;
+                }
+                table.step(Holder::Pool, Holder::Vm(view.vm.name.clone()), part, Why::Demand);
+                table.gets[index] = true;
+                table.pool = table.pool.saturating_sub(part);
+                self.room[index] = self.room[index].saturating_sub(part);
+                rest = rest.saturating_sub(part);
+            }
+        }
+    }
+}
+
+/// Less than that more of what is wanted is not worth moving.
+fn least_of(wanted: Bytes) -> Bytes {
+    LEAST.max(Bytes(wanted.0 / PART))
 }
 
 /// How much more a VM may hold in all.
@@ -112,15 +223,8 @@ fn total_room(view: &View<'_>) -> Bytes {
 }
 
 impl<'a> Table<'a> {
-    fn new(
-        balancer: &Balancer,
-        scene: &Scene<'_>,
-        views: &'a [View<'a>],
-        needed: &[BTreeMap<NodeId, Bytes>],
-        room: &[Bytes],
-        node: NodeId,
-        now: Duration,
-    ) -> Self {
+    fn new(draft: &Draft<'a>, node: NodeId) -> Self {
+        let Draft { balancer, scene, views, now, needed, room, .. } = draft;
         let tuning = &balancer.rules.tuning;
         let devices = views.iter().filter_map(|view| view.vm.devices.get(&node));
         let block = devices.map(|device| device.block).max().filter(|block| !block.is_zero()).unwrap_or(BLOCK);
@@ -131,7 +235,7 @@ impl<'a> Table<'a> {
             .zip(needed)
             .zip(room)
             .map(|((view, needed), room)| {
-                let rests = balancer.stability.memory_dwells(&view.vm.name, node, now, tuning);
+                let rests = balancer.stability.memory_dwells(&view.vm.name, node, *now, tuning);
                 row(view, needed.get(&node).copied().unwrap_or_default(), *room, node, block, rests)
             })
             .collect();
@@ -143,7 +247,7 @@ impl<'a> Table<'a> {
         let none = vec![false; rows.len()];
         let mut spares: Vec<usize> = (0..rows.len()).filter(|index| rows[*index].gives).collect();
         spares.retain(|index| rows[*index].spare() >= block);
-        spares.sort_by_key(|index| (rows[*index].spare(), std::cmp::Reverse(*index)));
+        spares.sort_by_key(|index| (rows[*index].spare(), Reverse(*index)));
         Self { spares, node, block, views, rows, pool, steps: Vec::new(), gets: none.clone(), given: none }
     }
 
@@ -166,30 +270,25 @@ impl<'a> Table<'a> {
         let mut short: Vec<usize> = (0..self.rows.len())
             .filter(|index| {
                 let row = &self.rows[*index];
-                let least = if row.held < row.needed { self.block } else { LEAST.max(Bytes(row.wanted.0 / PART)) };
+                let least = if row.held < row.needed { self.block } else { least_of(row.wanted) };
                 row.takes && row.target.saturating_sub(row.held) >= least && !self.given[*index]
             })
             .collect();
         short.sort_by_key(|index| {
             let row = &self.rows[*index];
-            (
-                std::cmp::Reverse(row.needed.saturating_sub(row.held)),
-                std::cmp::Reverse(row.target.saturating_sub(row.held)),
-                *index,
-            )
+            (Reverse(row.needed.saturating_sub(row.held)), Reverse(row.target.saturating_sub(row.held)), *index)
         });
         short
     }
 
+    /// Whether nothing of a VM is moved here yet.
+    fn is_free(&self, index: usize) -> bool {
+        !self.gets[index] && !self.given[index]
+    }
+
     /// Gives one VM what it should have more, as far as it goes; how much that is.
-    fn serve(
-        &mut self,
-        index: usize,
-        balancer: &Balancer,
-        rejected: &mut Vec<Rejected>,
-        tuning: &Tuning,
-        now: Duration,
-    ) -> Bytes {
+    fn serve(&mut self, index: usize, balancer: &Balancer, rejected: &mut Vec<Rejected>, now: Duration) -> Bytes {
+        let tuning = &balancer.rules.tuning;
         let row = self.rows[index];
         let urgent = row.held < row.needed;
         let missing = row.target.saturating_sub(row.held).round_down(self.block);
@@ -246,7 +345,7 @@ impl<'a> Table<'a> {
     /// Who can give most without missing it.
     fn spare_giver(&mut self, but: usize, wanted: Bytes) -> Option<(usize, Bytes)> {
         while let Some(index) = self.spares.pop() {
-            if index != but && !self.given[index] && !self.gets[index] {
+            if index != but && self.is_free(index) {
                 return Some((index, self.rows[index].spare().min(wanted).round_down(self.block)));
             }
         }
@@ -255,8 +354,8 @@ impl<'a> Table<'a> {
 
     /// Who can give most of what `spare` says, and how much of `wanted`.
     fn giver(&self, but: usize, spare: impl Fn(&Row) -> Bytes, wanted: Bytes) -> Option<(usize, Bytes)> {
-        let can = |index: &usize| *index != but && self.rows[*index].gives && !self.given[*index] && !self.gets[*index];
-        let most = |index: &usize| (spare(&self.rows[*index]), std::cmp::Reverse(*index));
+        let can = |index: &usize| *index != but && self.rows[*index].gives && self.is_free(*index);
+        let most = |index: &usize| (spare(&self.rows[*index]), Reverse(*index));
         let best = (0..self.rows.len()).filter(can).max_by_key(most)?;
         let part = spare(&self.rows[best]).min(wanted).round_down(self.block);
         (!part.is_zero()).then_some((best, part))
@@ -299,59 +398,4 @@ fn claim(view: &View<'_>, row: &Row) -> MemoryClaim {
     let most = if row.takes { row.most } else { row.held };
     let floor = row.needed.max(kept).min(most);
     MemoryClaim { weight: view.terms.weight, priority: view.terms.priority, floor, most, wanted: row.wanted.max(floor) }
-}
-
-/// What a node did not have is as good as had on a near one: a guest's kernel goes there by itself.
-#[allow(clippy::too_many_arguments, reason = "one place, all of it about one decision")]
-fn elsewhere(
-    scene: &Scene<'_>,
-    views: &[View<'_>],
-    plan: &mut MemoryPlan,
-    mut left: BTreeMap<NodeId, Bytes>,
-    turned: &BTreeSet<(usize, NodeId)>,
-    unmet: Vec<(usize, NodeId, Bytes)>,
-    room: &mut [Bytes],
-    tuning: &Tuning,
-    balancer: &Balancer,
-    now: Duration,
-) {
-    let mut more: BTreeSet<(usize, NodeId)> = BTreeSet::new();
-    for (index, node, rest) in unmet {
-        let view = &views[index];
-        let vm = &view.vm;
-        if rest < LEAST.max(Bytes(view.wanted_on(node).0 / PART)) {
-            continue;
-        }
-        let mut near: Vec<(u32, NodeId)> = left
-            .keys()
-            .filter(|other| **other != node && left[*other] >= LEAST && !turned.contains(&(index, **other)))
-            .filter(|other| vm.devices.contains_key(other) && !vm.busy.memory.contains(other))
-            .map(|other| (scene.host.distances.get(node, *other).unwrap_or(20), *other))
-            .collect();
-        near.sort();
-        let mut rest = rest;
-        for (_, other) in near {
-            if more.contains(&(index, other)) || balancer.stability.memory_dwells(&vm.name, other, now, tuning) {
-                continue;
-            }
-            // What it has unused there already counts.
-            let idle = vm.holding.on(other).saturating_sub(view.keeps_on(other));
-            rest = rest.saturating_sub(idle);
-            let block =
-                vm.devices.get(&other).map(|device| device.block).filter(|block| !block.is_zero()).unwrap_or(BLOCK);
-            let row = row(view, Bytes::ZERO, room[index], other, block, false);
-            let pool = left.get(&other).copied().unwrap_or_default();
-            let part = rest.min(pool).min(row.most.saturating_sub(row.held)).round_down(block);
-            if !row.takes || part < LEAST {
-                continue;
-            }
-            let step =
-                Move { from: Holder::Pool, to: Holder::Vm(vm.name.clone()), what: Resources::memory(other, part) };
-            plan.steps.push(Step { step, why: Why::Demand });
-            more.insert((index, other));
-            left.insert(other, pool.saturating_sub(part));
-            room[index] = room[index].saturating_sub(part);
-            rest = rest.saturating_sub(part);
-        }
-    }
 }

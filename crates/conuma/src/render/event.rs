@@ -55,11 +55,13 @@ fn what(kind: &EventKind, unix_ms: u64, style: Style) -> String {
             format!("{vm}: the policy leaves it as it is until it is unpinned")
         }
         EventKind::VmUnpinned { vm } => format!("{vm}: the policy may move its cores and memory"),
-        EventKind::GuaranteeLate { vm, waited_ms, cores } => style.bad(&format!(
-            "{vm}: has waited {} for {} of its guarantee",
-            amount::micros(waited_ms.saturating_mul(1000)),
-            if *cores == 0 { "memory".into() } else { amount::plural((*cores).into(), "core") },
-        )),
+        EventKind::GuaranteeLate { vm, waited_ms, cores, memory } => {
+            let cores = (*cores > 0).then(|| amount::plural((*cores).into(), "core"));
+            let memory = (!memory.is_zero()).then(|| format!("{memory} of memory"));
+            let lacks: Vec<String> = cores.into_iter().chain(memory).collect();
+            let waited = amount::micros(waited_ms.saturating_mul(1000));
+            style.bad(&format!("{vm}: has waited {waited} for {} of its guarantee", lacks.join(" and ")))
+        }
         EventKind::Violated(violation) => style.bad(&violation.message),
         EventKind::Missed { events } => style.warn(&format!("{} missed here", amount::plural(*events, "event"))),
     }

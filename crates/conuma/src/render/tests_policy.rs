@@ -351,8 +351,8 @@ fn events_of_the_policy_are_a_line_each() {
         EventKind::VmPinned { vm: name("db"), until_unix_ms: Some(NOW + 7_200_000) },
         EventKind::VmPinned { vm: name("db"), until_unix_ms: None },
         EventKind::VmUnpinned { vm: name("db") },
-        EventKind::GuaranteeLate { vm: name("db"), waited_ms: 1_250, cores: 2 },
-        EventKind::GuaranteeLate { vm: name("db"), waited_ms: 1_250, cores: 0 },
+        EventKind::GuaranteeLate { vm: name("db"), waited_ms: 1_250, cores: 2, memory: Bytes::mib(64) },
+        EventKind::GuaranteeLate { vm: name("db"), waited_ms: 1_250, cores: 0, memory: Bytes::mib(64) },
     ];
     let events = kinds.into_iter().map(|what| Event { sequence: 0, unix_ms: NOW, what });
     let lines: Vec<String> = events.map(|e| event::line(&e, Style::PLAIN)).collect();

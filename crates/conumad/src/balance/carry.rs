@@ -292,18 +292,22 @@ impl Manager {
         for outlook in &made.vms {
             let held = snapshot.held.get(&outlook.vm).map_or(0, |held| self.layout.cores_in(&held.cpus).len());
             let lacks = outlook.needed_cores.saturating_sub(held);
-            if lacks == 0 || matches!(outlook.held, Some(Held::Pinned | Held::HandsOff | Held::Unknown)) {
+            let memory = outlook.lacks_memory;
+            if (lacks == 0 && memory.is_zero())
+                || matches!(outlook.held, Some(Held::Pinned | Held::HandsOff | Held::Unknown))
+            {
                 continue;
             }
             let mut waits = late.remove(&outlook.vm).unwrap_or(Late { since: snapshot.now, told: false });
             let waited = snapshot.now.saturating_sub(waits.since);
             if waited >= self.room.settings.recall_deadline && !waits.told {
                 waits.told = true;
-                tracing::warn!(vm = %outlook.vm, cores = lacks, ?waited, "it still lacks what it is guaranteed");
+                tracing::warn!(vm = %outlook.vm, cores = lacks, %memory, ?waited, "it still lacks what it is guaranteed");
                 self.room.bus.tell(EventKind::GuaranteeLate {
                     vm: outlook.vm.clone(),
                     waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
                     cores: wire::count(lacks),
+                    memory,
                 });
             }
             self.late.insert(outlook.vm.clone(), waits);

@@ -430,7 +430,11 @@ impl Manager {
                 self.wake(Cause::Reset, Duration::ZERO);
             }
             EventKind::TransferEnded(_) => self.wake(Cause::Transfer, Duration::ZERO),
-            EventKind::HostCpus { .. } | EventKind::Missed { .. } => self.wake(Cause::Tick, Duration::ZERO),
+            EventKind::HostCpus { .. } => self.wake(Cause::Tick, Duration::ZERO),
+            EventKind::Missed { .. } => {
+                self.reconcile();
+                self.wake(Cause::Tick, Duration::ZERO);
+            }
             _ => {}
         }
     }
@@ -443,6 +447,18 @@ impl Manager {
         self.moved.remove(vm);
         self.late.remove(vm);
         self.drop_pin(vm);
+    }
+
+    /// Events were missed, perhaps of VMs that ended.
+    fn reconcile(&mut self) {
+        let mut known: BTreeSet<VmName> = self.balancer.known().chain(self.moved.keys()).cloned().collect();
+        known.extend(self.balancer.pins().iter().map(|(vm, _)| vm.clone()));
+        for vm in self.room.entries().keys() {
+            known.remove(vm);
+        }
+        for vm in known {
+            self.gone(&vm);
+        }
     }
 
     /// The time has come.

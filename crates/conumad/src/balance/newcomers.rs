@@ -14,9 +14,6 @@ use super::{Cause, Manager, Snapshot};
 /// What was made free is kept free for so long: until then the VM has been admitted.
 const KEPT: Duration = Duration::from_secs(2);
 
-/// What a VM is called that does not exist yet, so that the policy file says nothing of it.
-const ENDING: &str = ".new";
-
 /// A VM for which room is made.
 pub(super) struct Newcomer {
     pub(super) spec: VmSpec,
@@ -27,10 +24,8 @@ pub(super) struct Newcomer {
 }
 
 impl Newcomer {
-    fn new(spec: VmSpec, weight: u32, until: Duration, reply: oneshot::Sender<bool>) -> Self {
-        let text = spec.name.as_str();
-        let stem = text.get(..text.len().min(40)).unwrap_or(text);
-        let name = format!("{stem}{ENDING}").parse().unwrap_or_else(|_| spec.name.clone());
+    /// Until it exists it goes by another name, of which the policy file says nothing.
+    fn new(name: VmName, spec: VmSpec, weight: u32, until: Duration, reply: oneshot::Sender<bool>) -> Self {
         let begins_with = Demand {
             cores: spec.initial.cores.clone().or_else(|| spec.guarantee.cores.clone()),
             memory: spec.initial.memory.clone().or_else(|| spec.guarantee.memory.clone()),
@@ -56,7 +51,14 @@ impl Manager {
             return;
         }
         let until = self.room.clock.now() + self.room.settings.timing.shrink;
-        self.newcomers.push(Newcomer::new(spec, weight, until, reply));
+        let taken = |name: &VmName| {
+            self.room.entries().contains_key(name)
+                || self.balancer.rules().vms.contains_key(name)
+                || self.newcomers.iter().any(|other| other.scene.name == *name)
+        };
+        let names = (0..).filter_map(|number| format!("new-{number}").parse::<VmName>().ok());
+        let name = names.into_iter().find(|name| !taken(name)).unwrap_or_else(|| spec.name.clone());
+        self.newcomers.push(Newcomer::new(name, spec, weight, until, reply));
         self.wake(Cause::Start, Duration::ZERO);
     }
 

@@ -143,8 +143,8 @@ async fn a_guarantee_that_is_late_is_told() {
     b.state().silent = true;
     a.run(2.0);
     let event = events.next().await.unwrap().expect("the daemon runs");
-    let EventKind::GuaranteeLate { vm, waited_ms, cores } = event.what else { panic!("{event:?}") };
-    assert_eq!((vm, cores), (name("a"), 1));
+    let EventKind::GuaranteeLate { vm, waited_ms, cores, memory } = event.what else { panic!("{event:?}") };
+    assert_eq!((vm, cores, memory), (name("a"), 1, Bytes::ZERO));
     assert!(waited_ms >= 500, "{waited_ms}");
     gets(&host, "a", 2).await;
 }
