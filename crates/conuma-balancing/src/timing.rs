@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 pub struct Timing {
     /// A guest leaves CPUs, or begins to use them.
     pub agent: Duration,
+    /// A guest leaves CPUs that another needs of its guarantee, and stands still there; never longer than where it may take its time.
+    pub recall: Duration,
     /// A gate, or one answer of QEMU.
     pub host: Duration,
     /// How long run times must stand still.
@@ -46,6 +48,7 @@ impl Default for Timing {
     fn default() -> Self {
         Self {
             agent: Duration::from_secs(5),
+            recall: Duration::from_millis(400),
             host: Duration::from_secs(5),
             idle_window: Duration::from_millis(5),
             verify: Duration::from_secs(2),

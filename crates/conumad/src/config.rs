@@ -173,6 +173,7 @@ impl Config {
             doors: self.agent_sockets.clone().map_or(Doors::Vsock, Doors::Sockets),
             timing: Timing {
                 agent: slower(timing.agent),
+                recall: slower(timing.recall),
                 host: slower(timing.host),
                 verify: slower(timing.verify),
                 prepare: slower(timing.prepare),

@@ -2,7 +2,7 @@
 //!
 //! | stage | waits for | if it does not come |
 //! | --- | --- | --- |
-//! | quiesce | the donor's agent has left the CPUs; left out if it has none | refused: stays with the donor, unless it is owed; silent: firm gate |
+//! | quiesce | the donor's agent has left the CPUs; left out if it has none | refused: stays with the donor, unless it is owed; silent: firm gate, sooner if it is owed |
 //! | close | gates confirmed shut, and run times stand still behind them | firm gate |
 //! | force | firm gates confirmed shut | stays with the donor, gates open again |
 //! | *the ledger moves it out of the donor's account, then into the recipient's* | | |
@@ -49,7 +49,13 @@ pub(crate) fn begin(leg: &mut Leg, id: TransferId, engine: &mut Engine, now: Dur
         shut(leg, engine, Grip::Firm, now);
         return;
     }
-    leg.enter(Stage::Quiesce, now + engine.timing.agent, now);
+    let until = now + patience(leg, engine.timing.agent, &engine.timing);
+    leg.enter(Stage::Quiesce, until, now);
+}
+
+/// How long the donor may take for what it may take `usual` for.
+fn patience(leg: &Leg, usual: Duration, timing: &Timing) -> Duration {
+    if leg.terms.owed { usual.min(timing.recall) } else { usual }
 }
 
 pub(crate) fn step(leg: &mut Leg, id: TransferId, engine: &mut Engine, now: Duration) -> Step {
@@ -126,7 +132,10 @@ fn shut(leg: &mut Leg, engine: &mut Engine, grip: Grip, now: Duration) -> Step {
         knob.close(&cpus, grip);
     }
     match grip {
-        Grip::Soft => leg.enter(Stage::Close, now + engine.timing.verify, now),
+        Grip::Soft => {
+            let until = now + patience(leg, engine.timing.verify, &engine.timing);
+            leg.enter(Stage::Close, until, now)
+        }
         Grip::Firm | Grip::Stopped => leg.enter(Stage::Force, now + force_within(&engine.timing), now),
     }
 }

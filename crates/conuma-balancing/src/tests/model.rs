@@ -61,6 +61,7 @@ fn timing() -> Timing {
     let second = Duration::from_secs(1);
     Timing {
         agent: second,
+        recall: second,
         host: second,
         idle_window: Duration::ZERO,
         verify: second,
