@@ -186,15 +186,14 @@ pub fn perform(guest: &mut Guest<'_>, action: &Action, fate: Fate, site: &Site) 
         }
         ActionKind::PollSize { node } => Outcome::Memory(*guest.plugged.get(node)?),
         ActionKind::CloseGate { cpus, grip, .. } => {
+            // Behind a firm gate nothing runs, whatever the guest would do.
             let busy = match &guest.using {
+                _ if *grip != Grip::Soft => CpuSet::new(),
                 Some(using) => cpus.intersection(using),
                 None => cpus.clone(),
             };
             guest.open = guest.open.difference(cpus);
-            guest.runs_on = guest.runs_on.difference(cpus);
-            if *grip == Grip::Soft {
-                guest.runs_on = guest.runs_on.union(&busy);
-            }
+            guest.runs_on = guest.runs_on.difference(cpus).union(&busy);
             Outcome::GateClosed { busy }
         }
         ActionKind::OpenGate { cpus } => {
