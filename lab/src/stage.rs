@@ -22,6 +22,8 @@ const BOOT_MEMORY: &str = "192M";
 const RESERVE: &str = "256M";
 /// Everything is emulated: deadlines made for real hosts are too short by that much.
 const PATIENCE: u32 = 3;
+/// Milliseconds for a recall, before patience: to leave a core takes a guest here as long as a recall elsewhere.
+const RECALL: u32 = 5000;
 /// Seconds between audits of memory.
 const AUDIT: u32 = 20;
 /// A kernel that chooses its place anew with each boot takes its 40 MiB from another node: sizes could not be compared.
@@ -133,7 +135,8 @@ impl Stage {
         // A vCPU that halts would spin for a while: on an emulated CPU that is time another one needs.
         self.lab.sh("echo 0 > /sys/module/kvm/parameters/halt_poll_ns")?;
         self.lab.sh(&format!(
-            "setsid conuma-lab-init confine conumad --patience {PATIENCE} --audit-every {AUDIT} --reserve-memory {RESERVE} </dev/null >>/run/conumad.log 2>&1 & echo $! >/run/conumad.pid"
+            "setsid conuma-lab-init confine conumad --patience {PATIENCE} --recall-deadline {RECALL} --audit-every {AUDIT} \
+             --reserve-memory {RESERVE} </dev/null >>/run/conumad.log 2>&1 & echo $! >/run/conumad.pid"
         ))?;
         self.lab.until("the daemon", Duration::from_secs(60), |lab| {
             let output = lab.run(&["conuma", "list", "--json"])?;

@@ -98,6 +98,7 @@ impl Case {
                 let counted = CpuSample {
                     busy: self.now.mul_f64(times.min(1.0)),
                     waited: Some(self.now.mul_f64((times - 1.0).max(0.0))),
+                    accounted: Some(self.now),
                 };
                 (cpu, counted)
             };

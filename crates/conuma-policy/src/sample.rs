@@ -40,6 +40,8 @@ pub struct CpuSample {
     pub busy: Duration,
     /// Summed time that tasks waited in its run queue.
     pub waited: Option<Duration>,
+    /// Busy, idle and stolen: where that grows slower than time does, the CPU stood still. `None` if nobody knows.
+    pub accounted: Option<Duration>,
 }
 
 /// One node's memory.
@@ -91,11 +93,15 @@ pub struct NodeReading {
     pub refaults: Option<f64>,
 }
 
+/// A CPU that stood still for more than this share of the time tells nothing of the rest.
+const STILL: f64 = 0.95;
+
 /// Bytes of a page.
 const PAGE: f64 = 4096.0;
 
 impl Sample {
-    /// What lies between `before` and this; `None` if they are of two boots, in the wrong order, or too near.
+    /// What lies between `before` and this; `None` if they are of two boots, in the wrong order, or too near, or if the guest stood still.
+    /// What a CPU did while it ran stands for the time in which it did not: before its gate opened, or while the host was held up.
     pub fn since(&self, before: &Self, layout: &Layout) -> Option<Reading> {
         let window = self.uptime.checked_sub(before.uptime).filter(|window| *window >= SHORTEST)?;
         // A guest whose clock runs away gets no more of it than there was.
@@ -103,17 +109,27 @@ impl Sample {
         let seconds = window.as_secs_f64();
         let share = |now: Duration, then: Duration| now.saturating_sub(then).as_secs_f64() / seconds;
         let mut idle: BTreeMap<_, f64> = BTreeMap::new();
-        let (mut waiting, mut counted) = (0.0, false);
+        let (mut waiting, mut counted, mut still, mut ran) = (0.0, false, false, false);
         for (cpu, now) in &self.cpus {
             let Some(core) = layout.of_cpu.get(cpu) else { continue };
             let Some(then) = before.cpus.get(cpu) else { continue };
-            let busy = share(now.busy, then.busy).min(1.0);
+            let accounted = now.accounted.zip(then.accounted).map_or(1.0, |(now, then)| share(now, then));
+            if accounted < 1.0 - STILL {
+                still = true;
+                continue;
+            }
+            ran = true;
+            let scale = 1.0 / accounted.min(1.0);
+            let busy = (share(now.busy, then.busy) * scale).min(1.0);
             *idle.entry(*core).or_insert(1.0) *= 1.0 - busy;
             if let (Some(now), Some(then)) = (now.waited, then.waited) {
                 let threads = layout.cores.get(core).map_or(1, |seat| seat.cpus.len().max(1));
-                waiting += share(now, then) / threads as f64;
+                waiting += share(now, then) * scale / threads as f64;
                 counted = true;
             }
+        }
+        if still && !ran {
+            return None;
         }
         let stall = |now: Option<Duration>, then: Option<Duration>| Some(share(now?, then?).min(1.0));
         let node = |(node, now): (&NodeId, &NodeSample)| {
@@ -149,7 +165,7 @@ mod tests {
     fn sample(at: u64, busy: &[(u32, u64)], waited: u64) -> Sample {
         let cpus = busy.iter().map(|(cpu, ms)| {
             let waited = Some(Duration::from_millis(if *cpu == 0 { waited } else { 0 }));
-            (CpuId(*cpu), CpuSample { busy: Duration::from_millis(*ms), waited })
+            (CpuId(*cpu), CpuSample { busy: Duration::from_millis(*ms), waited, accounted: None })
         });
         let at = Duration::from_millis(at);
         Sample { at, uptime: at, cpus: cpus.collect(), ..Sample::default() }
@@ -165,6 +181,24 @@ mod tests {
         assert_eq!(siblings.len(), 2);
         assert!((1.0..=2.0).contains(&reading.used), "{reading:?}");
         assert_eq!(reading.waiting, Some(2.0));
+    }
+
+    #[test]
+    fn what_a_cpu_did_while_it_ran_stands_for_the_time_in_which_it_stood_still() {
+        let layout = layout("1n2c1t@1G");
+        let accounted = |mut sample: Sample, ms: [u64; 2]| {
+            for (cpu, ms) in sample.cpus.values_mut().zip(ms) {
+                cpu.accounted = Some(Duration::from_millis(ms));
+            }
+            sample
+        };
+        let before = accounted(sample(1000, &[(0, 0), (1, 0)], 0), [0, 0]);
+        let after = |ms: [u64; 2]| accounted(sample(11_000, &[(0, 2_000), (1, 0)], 1000), ms);
+        let reading = after([2_000, 10_000]).since(&before, &layout).unwrap();
+        assert!((reading.used - 1.0).abs() < 1e-9 && (reading.waiting.unwrap() - 0.5).abs() < 1e-9, "{reading:?}");
+        let reading = after([10_000, 10]).since(&before, &layout).unwrap();
+        assert!((reading.used - 0.2).abs() < 1e-9, "one behind its gate: {reading:?}");
+        assert_eq!(after([100, 100]).since(&before, &layout), None, "nothing is known of that time");
     }
 
     #[test]

@@ -119,7 +119,7 @@ impl<'a> State<'a> {
     }
 
     fn run(&mut self, end: Duration, terms: &Terms) -> Meter {
-        let mut meter = Meter::new((0..self.loads.len()).map(|place| self.site.guarantee(place)));
+        let mut meter = Meter::new((0..self.loads.len()).map(|place| self.site.promise(place)));
         while self.now < end {
             let next = self.next(end);
             let seconds = (next - self.now).as_secs_f64();
@@ -239,7 +239,17 @@ fn serve(load: &mut Load<'_>, given: Given, far: f64, seconds: f64) -> Slice {
     let busy = if load.kind() == Kind::Spin && wants > 0.0 { given.cores } else { wants.min(given.cores) };
     let done = load.work(speed * given.speed * fit * (1.0 - loss), seconds);
     let short = (wanted - given.memory).max(0.0);
-    Slice { comes, wants, held: given.cores, done, busy: busy * seconds, near: given.near, short, seconds }
+    Slice {
+        comes,
+        wants,
+        held: given.cores,
+        done,
+        busy: busy * seconds,
+        near: given.near,
+        memory: wanted,
+        short,
+        seconds,
+    }
 }
 
 /// First come, first served.

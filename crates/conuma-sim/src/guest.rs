@@ -243,8 +243,8 @@ impl<'a> Guest<'a> {
         let loss = (far_loss * site.steps_away * (1.0 - near)).min(1.0);
         let done = self.load.work(self.load.speed(held) * fit * (1.0 - loss), seconds);
         self.counters.count(busy, (wants - held as f64).max(0.0), fit, seconds, rates, &self.cores, site);
-        let short = self.pages.short();
-        Some(Slice { comes, wants, held: held as f64, done, busy: busy * seconds, near, short, seconds })
+        let (memory, short) = (self.pages.wanted, self.pages.short());
+        Some(Slice { comes, wants, held: held as f64, done, busy: busy * seconds, near, memory, short, seconds })
     }
 
     /// Whether tasks wait for a CPU now.
@@ -283,7 +283,14 @@ impl<'a> Guest<'a> {
         let counters = &self.counters;
         let cpus = site.cpus.iter().zip(&counters.busy).enumerate().map(|(place, (cpu, busy))| {
             let waited = if place == 0 { counters.waited } else { 0.0 };
-            (*cpu, CpuSample { busy: Duration::from_secs_f64(*busy), waited: Some(Duration::from_secs_f64(waited)) })
+            (
+                *cpu,
+                CpuSample {
+                    busy: Duration::from_secs_f64(*busy),
+                    waited: Some(Duration::from_secs_f64(waited)),
+                    accounted: None,
+                },
+            )
         });
         let nodes = site.nodes.iter().enumerate().filter(|_| site.has_memory).map(|(place, node)| {
             let (total, used) = (self.usable[place], self.pages.on[place]);
@@ -311,7 +318,7 @@ impl<'a> Guest<'a> {
     }
 
     fn lie(&self, now: Duration, uptime: Duration, site: &Site) -> Sample {
-        let claim = CpuSample { busy: uptime, waited: Some(uptime.saturating_mul(CLAIM)) };
+        let claim = CpuSample { busy: uptime, waited: Some(uptime.saturating_mul(CLAIM)), accounted: None };
         let nodes = site.nodes.iter().enumerate().filter(|_| site.has_memory).map(|(place, node)| {
             let total = Bytes(self.usable[place] as u64);
             let refaults = Some(uptime.as_secs() * u64::from(CLAIM));

@@ -4,8 +4,23 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-/// A VM that needs its guarantee has it within this time.
+/// A VM that needs cores of its guarantee has them within this time.
 pub const DEADLINE: Duration = Duration::from_secs(1);
+
+/// A VM that needs memory of its guarantee has it within this time: another guest has to make room first.
+pub const MEMORY_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Less memory, in bytes, is what kernels keep for themselves.
+const MEMORY_SLACK: f64 = 64.0 * 1024.0 * 1024.0;
+
+/// What a VM is guaranteed.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Promise {
+    /// Cores.
+    pub cores: usize,
+    /// Bytes, wherever.
+    pub memory: f64,
+}
 
 /// What moves after this time is told apart: a run begins with an even division that need not fit.
 pub const SETTLED: Duration = Duration::from_secs(120);
@@ -25,7 +40,9 @@ pub struct Slice {
     pub busy: f64,
     /// The share of memory accesses that stayed on their node.
     pub near: f64,
-    /// Bytes of its working set that had no room.
+    /// Bytes of its working set.
+    pub memory: f64,
+    /// Those that had no room.
     pub short: f64,
     /// How long.
     pub seconds: f64,
@@ -34,17 +51,39 @@ pub struct Slice {
 /// What is known of one VM.
 #[derive(Debug, Clone, Default)]
 struct Account {
-    guarantee: f64,
+    promise: Promise,
     demand: f64,
     useful: f64,
     busy: f64,
     near: f64,
     short: f64,
-    /// Since when it has not had what it needs of its guarantee.
-    lacks_since: Option<f64>,
+    cores: Lack,
+    room: Lack,
+    violations: u64,
+}
+
+/// Whether a VM has what it needs of its guarantee.
+#[derive(Debug, Clone, Copy, Default)]
+struct Lack {
+    /// Since when it has not.
+    since: Option<f64>,
     /// The violation that lasts was counted.
     counted: bool,
-    violations: u64,
+}
+
+impl Lack {
+    /// It lacks something, or does not, from `begin` to `end`. Whether that makes one violation more, and how long it had lacked it if it
+    /// does no longer.
+    fn see(&mut self, lacks: bool, begin: f64, end: f64, deadline: Duration) -> (bool, Option<f64>) {
+        if !lacks {
+            self.counted = false;
+            return (false, self.since.take().map(|since| begin - since));
+        }
+        let since = *self.since.get_or_insert(begin);
+        let violates = !self.counted && end - since > deadline.as_secs_f64() + 1e-9;
+        self.counted |= violates;
+        (violates, None)
+    }
 }
 
 /// Adds up what VMs do.
@@ -132,9 +171,9 @@ pub struct Outcome {
 
 impl Meter {
     /// For VMs with these guarantees.
-    pub fn new(guarantees: impl Iterator<Item = usize>) -> Self {
-        let account = |guarantee: usize| Account { guarantee: guarantee as f64, ..Account::default() };
-        Self { accounts: guarantees.map(account).collect(), recalls: Vec::new() }
+    pub fn new(promises: impl Iterator<Item = Promise>) -> Self {
+        let account = |promise| Account { promise, ..Account::default() };
+        Self { accounts: promises.map(account).collect(), recalls: Vec::new() }
     }
 
     /// A VM did this, from `begin` on.
@@ -145,27 +184,23 @@ impl Meter {
         account.busy += slice.busy;
         account.near += slice.busy * slice.near;
         account.short += slice.short * slice.seconds;
-        // A part of a core is no reason to give a whole one.
-        let needs = slice.wants.min(account.guarantee);
-        let lacks = needs - slice.held > 0.25 + 0.02 * slice.wants;
         let begin = begin.as_secs_f64();
-        if lacks {
-            let since = *account.lacks_since.get_or_insert(begin);
-            if !account.counted && begin + slice.seconds - since > DEADLINE.as_secs_f64() + 1e-9 {
-                account.counted = true;
-                account.violations += 1;
-            }
-        } else if let Some(since) = account.lacks_since.take() {
-            account.counted = false;
-            self.recalls.push(begin - since);
-        }
+        let end = begin + slice.seconds;
+        // A part of a core is no reason to give a whole one.
+        let needs = slice.wants.min(account.promise.cores as f64);
+        let lacks = needs - slice.held > 0.25 + 0.02 * slice.wants;
+        let (late, recalled) = account.cores.see(lacks, begin, end, DEADLINE);
+        self.recalls.extend(recalled);
+        let needs = slice.memory.min(account.promise.memory);
+        let lacks = needs - (slice.memory - slice.short) > MEMORY_SLACK + 0.02 * needs;
+        let (memory_late, _) = account.room.see(lacks, begin, end, MEMORY_DEADLINE);
+        account.violations += u64::from(late) + u64::from(memory_late);
     }
 
     /// A VM does not run.
     pub fn absent(&mut self, vm: usize) {
         if let Some(account) = self.accounts.get_mut(vm) {
-            account.lacks_since = None;
-            account.counted = false;
+            (account.cores, account.room) = Default::default();
         }
     }
 
@@ -245,7 +280,7 @@ mod tests {
 
     #[test]
     fn a_guarantee_that_comes_late_is_a_violation_once() {
-        let mut meter = Meter::new([4].into_iter());
+        let mut meter = Meter::new([Promise { cores: 4, ..Promise::default() }].into_iter());
         let slice = |held: f64, wants: f64| Slice { held, wants, seconds: 0.6, ..Slice::default() };
         let mut at = Duration::ZERO;
         for (held, wants) in [(4.0, 8.0), (2.0, 3.0), (2.0, 3.0), (2.0, 3.0), (3.0, 3.0), (2.0, 4.0), (4.0, 4.0)] {
@@ -256,5 +291,26 @@ mod tests {
         assert_eq!(outcome.guarantee_violations, 1);
         assert_eq!(outcome.recalls.count, 2);
         assert!((outcome.recalls.max_ms - 1800.0).abs() < 1e-6 && (outcome.recalls.p50_ms - 600.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn memory_of_a_guarantee_may_take_longer_but_not_for_ever() {
+        let gib = f64::from(1 << 30);
+        let mut meter = Meter::new([Promise { cores: 1, memory: 2.0 * gib }].into_iter());
+        let slice = |memory: f64, short: f64| Slice { memory, short, held: 1.0, seconds: 6.0, ..Slice::default() };
+        let slices = [
+            // Beyond its guarantee; late, but not too late; too late.
+            (slice(4.0 * gib, 2.0 * gib), 0),
+            (slice(4.0 * gib, 2.0 * gib), 0),
+            (slice(4.0 * gib, 3.0 * gib), 0),
+            (slice(1.0 * gib, 0.0), 0),
+            (slice(1.0 * gib, 0.5 * gib), 0),
+            (slice(1.0 * gib, 0.5 * gib), 1),
+            (slice(1.0 * gib, 0.5 * gib), 1),
+        ];
+        for (number, (slice, violations)) in slices.into_iter().enumerate() {
+            meter.add(0, Duration::from_secs(6 * number as u64), &slice);
+            assert_eq!(meter.accounts[0].violations, violations, "{number}");
+        }
     }
 }

@@ -6,6 +6,7 @@ use conuma_balancing::{CoreDemand, Demand, Host, MemoryDemand, MemoryDevice, Res
 use conuma_policy::Layout;
 use conuma_topology::{Bytes, CoreId, CpuId, CpuSet, Machine, NodeId};
 
+use crate::outcome::Promise;
 use crate::share::{Claim, fill_whole};
 use crate::trace::{Trace, TraceVm, USUAL_HOST};
 
@@ -97,6 +98,15 @@ impl Site {
             Some(CoreDemand::Count(count)) => count,
             _ => 0,
         }
+    }
+
+    /// All that a VM is guaranteed.
+    pub fn promise(&self, vm: usize) -> Promise {
+        let memory = match &self.vms[vm].guarantee.memory {
+            Some(MemoryDemand::Total(bytes)) => bytes.0 as f64,
+            _ => 0.0,
+        };
+        Promise { cores: self.guarantee(vm), memory }
     }
 
     /// Cores that a VM can hold at most.

@@ -148,7 +148,7 @@ impl<'a> World<'a> {
             places: trace.vms.iter().enumerate().map(|(place, vm)| (vm.name.clone(), place)).collect(),
             actuators: Actuators::new(options.latency.clone(), options.faults.clone(), options.seed),
             mishaps: lifecycle::mishaps(&options.faults, guests.len(), trace.end, options.seed),
-            meter: Meter::new((0..guests.len()).map(|place| site.guarantee(place))),
+            meter: Meter::new((0..guests.len()).map(|place| site.promise(place))),
             guests,
             moves: Moves::default(),
             broken: Vec::new(),

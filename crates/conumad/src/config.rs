@@ -67,6 +67,10 @@ pub struct Config {
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub audit_every: u32,
 
+    /// Milliseconds within which a VM has what it needs of its guarantee; two fifths of that a borrower's guest may take to leave a core
+    #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(50..=600_000))]
+    pub recall_deadline: u32,
+
     /// Multiplies all deadlines, and what a guest may do in passing on a CPU it does not hold; for slow hosts and guests
     #[arg(long, value_name = "FACTOR", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub patience: u32,
@@ -159,6 +163,7 @@ impl Config {
     /// What the daemon goes by.
     pub fn settings(&self) -> Settings {
         let slower = |time: Duration| time * self.patience;
+        let recall_deadline = slower(Duration::from_millis(self.recall_deadline.into()));
         let timing = Timing::default();
         Settings {
             state: self.state.clone(),
@@ -173,7 +178,7 @@ impl Config {
             doors: self.agent_sockets.clone().map_or(Doors::Vsock, Doors::Sockets),
             timing: Timing {
                 agent: slower(timing.agent),
-                recall: slower(timing.recall),
+                recall: recall_deadline * 2 / 5,
                 host: slower(timing.host),
                 verify: slower(timing.verify),
                 prepare: slower(timing.prepare),
@@ -191,7 +196,7 @@ impl Config {
             step: slower(Duration::from_secs(15)),
             policy: self.policy.clone(),
             balance_tick: Duration::from_secs(1),
-            recall_deadline: slower(Duration::from_secs(1)),
+            recall_deadline,
         }
     }
 }

@@ -134,6 +134,23 @@ fn a_silent_guest_loses_its_cores_by_the_gate() {
 }
 
 #[test]
+fn a_silent_guest_does_not_keep_from_another_what_that_is_owed() {
+    let mut world = pair();
+    let took = |world: &mut World, request: Request, donor: &str| {
+        let silent =
+            |action: &Action| (action.vm != name(donor) || action.kind.lane() != Lane::Agent).then_some(Fate::Works);
+        let report = run(world, request, silent);
+        assert_eq!(report.verdict, Verdict::Complete);
+        assert_eq!(report.legs[0].remarks, [Remark::DonorSilent(Failure::TimedOut)]);
+        report.ended.unwrap() - report.asked
+    };
+    let lent = took(&mut world, lend("a", "b", of_cpus("3")), "a");
+    let recalled = took(&mut world, recall("a"), "b");
+    assert!(lent >= world.engine.timing.agent, "{lent:?}");
+    assert!(recalled < Duration::from_secs(1), "{recalled:?}");
+}
+
+#[test]
 fn a_busy_guest_gets_a_firm_gate() {
     let mut world = pair();
     let busy = |action: &Action| {

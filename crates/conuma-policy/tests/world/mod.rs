@@ -124,8 +124,10 @@ impl World {
             let per_core = (load.threads / cores.len().max(1) as f64).min(1.0);
             let waiting = (load.threads - cores.len() as f64).max(0.0) / cores.len().max(1) as f64;
             for cpu in self.layout.of_cpu.keys() {
-                let counted =
-                    sample.cpus.entry(*cpu).or_insert(CpuSample { busy: Duration::ZERO, waited: Some(Duration::ZERO) });
+                let counted = sample
+                    .cpus
+                    .entry(*cpu)
+                    .or_insert(CpuSample { waited: Some(Duration::ZERO), ..CpuSample::default() });
                 if scene.holding.cpus.contains(*cpu) {
                     counted.busy += elapsed.mul_f64(per_core);
                     counted.waited = counted.waited.map(|waited| waited + elapsed.mul_f64(waiting));

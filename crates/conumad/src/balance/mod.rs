@@ -271,7 +271,9 @@ pub(crate) async fn run(inbox: Inbox, room: Arc<Room>, reader: HostReader, stop:
     room.tasks.spawn_blocking(move || record::keep(jobs, &state, clock, bus, &ended));
     let Ok(host) = room.core.look(|engine, _| engine.host().clone()).await else { return };
     let mut manager = Manager::new(room.clone(), host, reader);
-    manager.resume();
+    if manager.resume().await.is_err() {
+        return;
+    }
     let asked = manager.sampler.asked();
     let mut ticks = interval(room.settings.balance_tick);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -35,41 +35,51 @@ const NAMELESS: &str = "policy";
 
 impl Manager {
     /// Goes on with what an earlier daemon kept, and with the file that this one was told of, if that has changed.
-    pub(super) fn resume(&mut self) {
+    pub(super) async fn resume(&mut self) -> Result<(), Stopped> {
         self.kept = self.files.read();
         self.resume_policy();
-        self.resume_pins();
-    }
-
-    fn resume_policy(&mut self) {
-        let file = self.room.settings.policy.clone();
-        let read = file.as_ref().and_then(|path| {
-            let read = std::fs::read_to_string(path);
-            read.inspect_err(|error| tracing::error!(file = %path.display(), %error, "the policy cannot be read")).ok()
-        });
-        if let (Some(path), Some(text)) = (file, read)
-            && self.kept.facts.read.as_ref() != Some(&text)
-        {
-            let name = path.display().to_string();
-            match Rules::parse(&text, &name) {
-                Ok(rules) => {
-                    tracing::info!(file = name, mode = %wire::decision::mode(rules.mode), "policy applied");
-                    let facts = Facts {
-                        mode: Some(rules.mode),
-                        source: Some(name),
-                        applied: Some(self.room.clock.now()),
-                        read: Some(text.clone()),
-                    };
-                    self.kept = Kept { text, facts };
-                    self.balancer = Balancer::new(rules);
-                    if let Err(error) = self.files.keep(&self.kept) {
-                        tracing::error!("the policy holds, but not after a restart: {error:#}");
-                    }
-                    return;
-                }
-                Err(error) => tracing::error!("the policy before stays in force:\n{error}"),
+        if let Some(path) = self.room.settings.policy.clone() {
+            match std::fs::read_to_string(&path) {
+                Ok(text) if self.kept.facts.read.as_ref() == Some(&text) => {}
+                Ok(text) => self.take_over(text, path.display().to_string()).await?,
+                Err(error) => tracing::error!(file = %path.display(), %error, "the policy cannot be read"),
             }
         }
+        self.resume_pins();
+        Ok(())
+    }
+
+    /// Applies the file that the daemon was told of when it started, if it can hold here.
+    async fn take_over(&mut self, text: String, name: String) -> Result<(), Stopped> {
+        let snapshot = self.look().await?;
+        let read = Rules::parse(&text, &name).map_err(|error| error.to_string()).and_then(|rules| {
+            let concerns = self.concerns(&rules, &snapshot, None);
+            if concerns.is_empty() { Ok(rules) } else { Err(format!("{name}: {}", concerns.join("; "))) }
+        });
+        let rules = match read {
+            Ok(rules) => rules,
+            Err(why) => {
+                tracing::error!("the policy before stays in force:\n{why}");
+                return Ok(());
+            }
+        };
+        tracing::info!(file = name, mode = %wire::decision::mode(rules.mode), "policy applied");
+        let facts = Facts {
+            mode: Some(rules.mode),
+            source: Some(name),
+            applied: Some(self.room.clock.now()),
+            read: Some(text.clone()),
+        };
+        self.kept = Kept { text, facts };
+        self.balancer = Balancer::new(rules);
+        if let Err(error) = self.files.keep(&self.kept) {
+            tracing::error!("the policy holds, but not after a restart: {error:#}");
+        }
+        Ok(())
+    }
+
+    /// Goes on with the policy that an earlier daemon kept.
+    fn resume_policy(&mut self) {
         if self.kept.text.is_empty() && self.kept.facts.applied.is_some() {
             tracing::error!(
                 "the policy that was applied cannot be read any more, so nothing moves by itself; `conuma policy apply` it again"

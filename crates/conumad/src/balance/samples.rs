@@ -151,7 +151,8 @@ async fn look_from_outside(room: &Room, entry: &Entry, running: &Running, seen: 
 fn sample_of(report: &Report, replica: &Replica, at: Duration) -> Sample {
     let cpu = |cpu: &CpuReport| -> Option<(CpuId, CpuSample)> {
         let host = replica.host_cpus(&GuestCpuSet::from([cpu.cpu])).first()?;
-        Some((host, CpuSample { busy: busy(cpu), waited: cpu.waited }))
+        let accounted = busy(cpu).saturating_add(cpu.idle).saturating_add(cpu.steal);
+        Some((host, CpuSample { busy: busy(cpu), waited: cpu.waited, accounted: Some(accounted) }))
     };
     let node = |node: &NodeReport| -> Option<(NodeId, NodeSample)> {
         let sample = NodeSample {
@@ -176,8 +177,9 @@ fn sample_of(report: &Report, replica: &Replica, at: Duration) -> Sample {
 }
 
 fn sample_of_threads(times: &BTreeMap<VcpuId, Duration>, replica: &Replica, now: Duration) -> Sample {
-    let cpu =
-        |(vcpu, ran): (&VcpuId, &Duration)| Some((replica.cpu_of(*vcpu)?, CpuSample { busy: *ran, waited: None }));
+    let cpu = |(vcpu, ran): (&VcpuId, &Duration)| {
+        Some((replica.cpu_of(*vcpu)?, CpuSample { busy: *ran, waited: None, accounted: None }))
+    };
     Sample { at: now, uptime: now, cpus: times.iter().filter_map(cpu).collect(), ..Sample::default() }
 }
 
@@ -238,7 +240,7 @@ mod tests {
         let sample = sample_of(&report, &replica(), 100 * second);
         assert_eq!((sample.at, sample.uptime, sample.runnable), (100 * second, 9 * second, Some(5)));
         assert_eq!((sample.cpu_stall, sample.memory_stall), (Some(second), None));
-        let busy = CpuSample { busy: 3 * second, waited: Some(second) };
+        let busy = CpuSample { busy: 3 * second, waited: Some(second), accounted: Some(5 * second) };
         assert_eq!(sample.cpus, [(CpuId(0), busy), (CpuId(3), busy)].into());
         assert_eq!(sample.nodes.len(), 1);
         let node = sample.nodes[&NodeId(1)];
@@ -252,6 +254,6 @@ mod tests {
         let sample = sample_of_threads(&times, &replica(), now);
         assert_eq!((sample.uptime, sample.runnable), (now, None));
         assert_eq!(sample.cpus.len(), 1);
-        assert_eq!(sample.cpus[&CpuId(1)], CpuSample { busy: Duration::from_secs(4), waited: None });
+        assert_eq!(sample.cpus[&CpuId(1)], CpuSample { busy: Duration::from_secs(4), waited: None, accounted: None });
     }
 }

@@ -209,6 +209,8 @@ async fn a_restart_keeps_mode_policy_and_pins() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_policy_file_is_applied_when_it_has_changed() {
     let mut host = Host::boot_with(|settings| settings.policy = Some(settings.state.join("file.toml"))).await;
+    let _a = host.guest("a");
+    host.client.start(&vm_file("a", "0-3"), true).await.unwrap();
     let file = host.state_file("file.toml");
     let mode = async |host: &Host| host.client.policy().await.unwrap().mode;
     assert_eq!(mode(&host).await, PolicyMode::Off);
@@ -216,8 +218,9 @@ async fn a_policy_file_is_applied_when_it_has_changed() {
         ("mode = \"advise\"", PolicyMode::Advise),
         // It is the same: what was switched since stays.
         ("mode = \"advise\"", PolicyMode::Auto),
-        // What is wrong is not applied.
+        // What is wrong, or cannot hold on this host, is not applied.
         ("mode = \"often\"", PolicyMode::Auto),
+        ("mode = \"advise\"\n[vm.a]\nguarantee = { cores = 99 }", PolicyMode::Auto),
         ("mode = \"off\"", PolicyMode::Off),
     ] {
         host.stop_daemon().await;
