@@ -133,7 +133,7 @@ pub enum WhyNot {
         /// What it costs.
         cost: f64,
     },
-    /// So many moves were made within the last minute.
+    /// The moves of this minute are used up: so many for each VM.
     Budget(u32),
     /// The giver's memory cannot be taken, or the recipient's not be given.
     MemoryStuck,

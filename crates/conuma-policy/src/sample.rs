@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use conuma_topology::{Bytes, CpuId, NodeId};
+use conuma_topology::{Bytes, CpuId, CpuSet, NodeId};
 use serde::{Deserialize, Serialize};
 
 use crate::scene::Layout;
@@ -40,7 +40,8 @@ pub struct CpuSample {
     pub busy: Duration,
     /// Summed time that tasks waited in its run queue.
     pub waited: Option<Duration>,
-    /// Busy, idle and stolen: where that grows slower than time does, the CPU stood still. `None` if nobody knows.
+    /// Busy and idle: where that grows slower than time does, the CPU stood still, or its kernel is behind with counting. `None` if nobody
+    /// knows.
     pub accounted: Option<Duration>,
 }
 
@@ -93,43 +94,44 @@ pub struct NodeReading {
     pub refaults: Option<f64>,
 }
 
-/// A CPU that stood still for more than this share of the time tells nothing of the rest.
-const STILL: f64 = 0.95;
+/// Where less than this share of the time is accounted for, it is waited for the rest of it ...
+const BEHIND: f64 = 0.5;
+/// ... but not longer than this.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// With less than this nothing is known of a CPU.
+const STILL: f64 = 0.05;
 
 /// Bytes of a page.
 const PAGE: f64 = 4096.0;
 
 impl Sample {
-    /// What lies between `before` and this; `None` if they are of two boots, in the wrong order, or too near, or if the guest stood still.
-    /// What a CPU did while it ran stands for the time in which it did not: before its gate opened, or while the host was held up.
-    pub fn since(&self, before: &Self, layout: &Layout) -> Option<Reading> {
+    /// What lies between `before` and this for a VM that holds `held`; `None` if they are of two boots, in the wrong order, or too near, or
+    /// if the guest has yet to account for much of the time. What a CPU that is held did while it ran stands for the time in which it did
+    /// not: before its gate opened, or while the host was held up.
+    pub fn since(&self, before: &Self, layout: &Layout, held: &CpuSet) -> Option<Reading> {
         let window = self.uptime.checked_sub(before.uptime).filter(|window| *window >= SHORTEST)?;
         // A guest whose clock runs away gets no more of it than there was.
         let window = window.max(self.at.saturating_sub(before.at).mul_f64(0.5));
         let seconds = window.as_secs_f64();
         let share = |now: Duration, then: Duration| now.saturating_sub(then).as_secs_f64() / seconds;
         let mut idle: BTreeMap<_, f64> = BTreeMap::new();
-        let (mut waiting, mut counted, mut still, mut ran) = (0.0, false, false, false);
+        let (mut waiting, mut counted) = (0.0, false);
         for (cpu, now) in &self.cpus {
             let Some(core) = layout.of_cpu.get(cpu) else { continue };
             let Some(then) = before.cpus.get(cpu) else { continue };
-            let accounted = now.accounted.zip(then.accounted).map_or(1.0, |(now, then)| share(now, then));
-            if accounted < 1.0 - STILL {
-                still = true;
-                continue;
+            let accounted = now.accounted.zip(then.accounted).filter(|_| held.contains(*cpu));
+            let accounted = accounted.map_or(1.0, |(now, then)| share(now, then).min(1.0));
+            if accounted < BEHIND && window < PATIENCE {
+                return None;
             }
-            ran = true;
-            let scale = 1.0 / accounted.min(1.0);
+            let scale = if accounted < STILL { 1.0 } else { 1.0 / accounted };
             let busy = (share(now.busy, then.busy) * scale).min(1.0);
             *idle.entry(*core).or_insert(1.0) *= 1.0 - busy;
             if let (Some(now), Some(then)) = (now.waited, then.waited) {
                 let threads = layout.cores.get(core).map_or(1, |seat| seat.cpus.len().max(1));
-                waiting += share(now, then) * scale / threads as f64;
+                waiting += share(now, then) / threads as f64;
                 counted = true;
             }
-        }
-        if still && !ran {
-            return None;
         }
         let stall = |now: Option<Duration>, then: Option<Duration>| Some(share(now?, then?).min(1.0));
         let node = |(node, now): (&NodeId, &NodeSample)| {
@@ -176,7 +178,7 @@ mod tests {
         let layout = layout("1n2c2t@1G");
         let before = sample(1000, &[(0, 0), (1, 0), (2, 0), (3, 0)], 0);
         let after = sample(2000, &[(0, 1000), (1, 1000), (2, 500), (3, 0)], 4000);
-        let reading = after.since(&before, &layout).unwrap();
+        let reading = after.since(&before, &layout, &CpuSet::new()).unwrap();
         let siblings = layout.cores.values().next().unwrap().cpus.clone();
         assert_eq!(siblings.len(), 2);
         assert!((1.0..=2.0).contains(&reading.used), "{reading:?}");
@@ -194,11 +196,15 @@ mod tests {
         };
         let before = accounted(sample(1000, &[(0, 0), (1, 0)], 0), [0, 0]);
         let after = |ms: [u64; 2]| accounted(sample(11_000, &[(0, 2_000), (1, 0)], 1000), ms);
-        let reading = after([2_000, 10_000]).since(&before, &layout).unwrap();
-        assert!((reading.used - 1.0).abs() < 1e-9 && (reading.waiting.unwrap() - 0.5).abs() < 1e-9, "{reading:?}");
-        let reading = after([10_000, 10]).since(&before, &layout).unwrap();
-        assert!((reading.used - 0.2).abs() < 1e-9, "one behind its gate: {reading:?}");
-        assert_eq!(after([100, 100]).since(&before, &layout), None, "nothing is known of that time");
+        let held: CpuSet = "0-1".parse().unwrap();
+        let reading = after([2_000, 10_000]).since(&before, &layout, &held).unwrap();
+        assert!((reading.used - 1.0).abs() < 1e-9 && (reading.waiting.unwrap() - 0.1).abs() < 1e-9, "{reading:?}");
+        let other = "1".parse().unwrap();
+        let reading = after([2_000, 10_000]).since(&before, &layout, &other).unwrap();
+        assert!((reading.used - 0.2).abs() < 1e-9, "behind its gate it did what it did: {reading:?}");
+        let soon = accounted(sample(2000, &[(0, 100), (1, 0)], 0), [100, 1000]);
+        assert_eq!(soon.since(&before, &layout, &held), None, "the guest's kernel may yet count the rest");
+        assert!(soon.since(&before, &layout, &other).is_some());
     }
 
     #[test]
@@ -206,9 +212,9 @@ mod tests {
         let layout = layout("1n2c1t@1G");
         let before = sample(1000, &[(0, 0), (1, 0)], 0);
         let mut after = sample(2000, &[(0, 1 << 40), (1, 1 << 40)], 1 << 40);
-        let reading = after.since(&before, &layout).unwrap();
+        let reading = after.since(&before, &layout, &CpuSet::new()).unwrap();
         assert!(reading.used <= 2.0 && reading.waiting <= Some(2.0), "{reading:?}");
         after.uptime = Duration::from_millis(900);
-        assert_eq!(after.since(&before, &layout), None, "another boot");
+        assert_eq!(after.since(&before, &layout, &CpuSet::new()), None, "another boot");
     }
 }

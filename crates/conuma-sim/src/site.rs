@@ -104,7 +104,8 @@ impl Site {
     pub fn promise(&self, vm: usize) -> Promise {
         let memory = match &self.vms[vm].guarantee.memory {
             Some(MemoryDemand::Total(bytes)) => bytes.0 as f64,
-            _ => 0.0,
+            Some(MemoryDemand::PerNode(nodes)) => nodes.values().map(|bytes| bytes.0 as f64).sum(),
+            None => 0.0,
         };
         Promise { cores: self.guarantee(vm), memory }
     }

@@ -67,7 +67,8 @@ pub struct Config {
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub audit_every: u32,
 
-    /// Milliseconds within which a VM has what it needs of its guarantee; two fifths of that a borrower's guest may take to leave a core
+    /// Milliseconds within which a VM has the cores that it needs of its guarantee; two fifths of that a borrower's guest may take to leave
+    /// them, and as long again to stand still there
     #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(50..=600_000))]
     pub recall_deadline: u32,
 

@@ -37,7 +37,9 @@ pub(super) fn plan(
     let tuning = &balancer.rules.tuning;
     let ground = Ground { balancer, scene, views, usable, now };
     let all = ground.draft(ground.shares(false), false);
-    let (gain, cost) = (all.gain * tuning.horizon, all.cost(tuning));
+    // What the host takes is a loss that nothing else has to make up for.
+    let lost = if balancer.host_need().cores > 0 { ground.draft(ground.shares(true), true).gain.min(0.0) } else { 0.0 };
+    let (gain, cost) = ((all.gain - lost) * tuning.horizon, all.paid as f64 * tuning.core_cost);
     let budget = balancer.stability.budget(now, tuning, views.len()) as usize;
     let mut rejected = unmet(views, &all.shares);
     let (worth, affordable) = (all.paid == 0 || gain > cost, all.paid <= budget);
@@ -47,10 +49,9 @@ pub(super) fn plan(
     // What is needed moves in any case; of the rest, what the budget allows.
     let urgent = ground.shares(true);
     let least = ground.draft(urgent.clone(), true);
-    let some = (worth && budget > 0)
-        .then(|| ground.draft(toward(urgent, &all.shares, usable_cores(scene, usable), budget), true));
+    let some = (worth && budget > 0).then(|| ground.draft(toward(urgent, &all.shares, ground.for_vms(), budget), true));
     let chosen = match some {
-        Some(some) if some.paid <= budget && some.gain * tuning.horizon > some.cost(tuning) => some,
+        Some(some) if some.paid <= budget => some,
         _ => least,
     };
     let why = if worth { WhyNot::Budget(tuning.moves_per_minute) } else { WhyNot::NoGain { gain, cost } };
@@ -62,10 +63,6 @@ pub(super) fn plan(
         why: why.clone(),
     }));
     CorePlan { steps: chosen.steps, shares: all.shares, rejected }
-}
-
-fn usable_cores(scene: &Scene<'_>, usable: &CpuSet) -> usize {
-    scene.layout.cores_in(usable).len()
 }
 
 /// From these shares toward `goal`, by at most so many cores: one after the other from whom has most above its goal, or from nobody, to
@@ -117,10 +114,14 @@ impl Ground<'_> {
     /// The fair division; if `urgent`, only what is needed of guarantees goes to somebody else.
     fn shares(&self, urgent: bool) -> Vec<usize> {
         let claims: Vec<_> = self.views.iter().map(|view| view.claim(urgent)).collect();
-        let all = usable_cores(self.scene, self.usable);
-        let firm = claims.iter().map(|claim| claim.firm).sum();
-        let host = self.balancer.host_need().cores.min(all.saturating_sub(firm));
-        divide::cores(all - host, &claims)
+        divide::cores(self.for_vms(), &claims)
+    }
+
+    /// Cores for VMs: all but those that the host needs and nobody is guaranteed.
+    fn for_vms(&self) -> usize {
+        let all = self.scene.layout.cores_in(self.usable).len();
+        let firm = self.views.iter().map(|view| view.claim(true).firm).sum();
+        all - self.balancer.host_need().cores.min(all.saturating_sub(firm))
     }
 
     /// Where everyone's cores are then; if `rests`, nobody moves for a better place.
@@ -134,7 +135,6 @@ impl Ground<'_> {
         draft.steps = draft.steps(self);
         draft.gain = draft.gain(self);
         let cores = |step: &Step| scene.layout.cores_in(&step.step.what.cpus).len();
-        draft.moved = draft.steps.iter().map(cores).sum();
         draft.paid = draft.steps.iter().filter(|step| step.why.is_paid()).map(cores).sum();
         draft
     }
@@ -148,17 +148,11 @@ struct Draft {
     steps: Vec<Step>,
     /// In cores, as long as the load lasts.
     gain: f64,
-    /// Cores that move.
-    moved: usize,
-    /// Those among them that count against the budget.
+    /// Cores that move and count against the budget.
     paid: usize,
 }
 
 impl Draft {
-    fn cost(&self, tuning: &Tuning) -> f64 {
-        self.moved as f64 * tuning.core_cost
-    }
-
     /// Who gets which cores from whom.
     fn steps(&self, ground: &Ground<'_>) -> Vec<Step> {
         let Ground { balancer, scene, views, .. } = *ground;
@@ -187,11 +181,14 @@ impl Draft {
                 taken.insert(*core, index);
             }
         }
-        let to_nobody = if balancer.host_need().cores > 0 { Why::Host } else { Why::Locality };
+        let unheld = scene.layout.cores_in(&scene.pool.cpus.intersection(ground.usable)).len();
+        let mut for_host = balancer.host_need().cores.saturating_sub(unheld);
         for (index, (view, after)) in views.iter().zip(&self.after).enumerate() {
             for core in view.cores.iter().filter(|core| after.binary_search(core).is_err() && !taken.contains_key(core))
             {
-                add(to_nobody, Some(index), None, *core);
+                let why = if for_host > 0 { Why::Host } else { Why::Locality };
+                for_host = for_host.saturating_sub(1);
+                add(why, Some(index), None, *core);
             }
         }
         let holder =

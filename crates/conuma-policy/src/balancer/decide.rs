@@ -22,7 +22,9 @@ pub(super) fn decide(balancer: &Balancer, scene: &Scene<'_>, now: Duration) -> D
     let map = Map::new(scene.layout, scene.host.memory.keys().copied(), distance);
     let views: Vec<View<'_>> = scene.vms.iter().map(|vm| View::new(balancer, scene, vm, &map, &usable, now)).collect();
     let mut cores = cores::plan(balancer, scene, &views, &usable, now);
-    let mut memory = memory::plan(balancer, scene, &views, now);
+    let budget = balancer.stability.budget(now, &balancer.rules.tuning, views.len());
+    let budget = budget.saturating_sub(spends(scene, &cores.steps));
+    let mut memory = memory::plan(balancer, scene, &views, budget, now);
     let mut moves = std::mem::take(&mut cores.steps);
     moves.append(&mut memory.steps);
     moves.sort_by_key(|step| step.why);

@@ -12,6 +12,7 @@ use super::Balancer;
 use super::view::View;
 use crate::decision::{Held, Rejected, Step, Why, WhyNot};
 use crate::divide::{self, MemoryClaim};
+use crate::rules::Tuning;
 use crate::scene::Scene;
 
 /// Smaller moves are not worth it.
@@ -41,6 +42,8 @@ struct Table<'a> {
     steps: Vec<Step>,
     /// Who gets some: it cannot give at the same time.
     gets: Vec<bool>,
+    /// Who should get nothing, as it costs too much.
+    refused: Vec<bool>,
     /// Who has given: it cannot give to a second at the same time, nor get.
     given: Vec<bool>,
     /// Who can give without missing it, those with most last; those that have given are taken off.
@@ -60,17 +63,31 @@ struct Row {
     target: Bytes,
     most: Bytes,
     gives: bool,
-    takes: bool,
+    /// Its memory can grow here.
+    grows: bool,
+    /// It moved here a moment ago.
+    rests: bool,
 }
 
 impl Row {
+    /// Whether it is to get what it should have more.
+    fn takes(&self) -> bool {
+        self.grows && (!self.rests || self.held < self.needed)
+    }
+
     /// What it holds and does not need.
     fn spare(&self) -> Bytes {
         self.held.saturating_sub(self.target.max(self.keeps).max(self.needed))
     }
 }
 
-pub(super) fn plan(balancer: &Balancer, scene: &Scene<'_>, views: &[View<'_>], now: Duration) -> MemoryPlan {
+pub(super) fn plan(
+    balancer: &Balancer,
+    scene: &Scene<'_>,
+    views: &[View<'_>],
+    budget: u32,
+    now: Duration,
+) -> MemoryPlan {
     let nodes: Vec<NodeId> = scene.host.memory.keys().copied().collect();
     let lend_idle = balancer.rules.tuning.lend_idle_guarantee;
     let needed = views.iter().map(|view| view.needed_memory(&nodes, lend_idle)).collect();
@@ -82,6 +99,7 @@ pub(super) fn plan(balancer: &Balancer, scene: &Scene<'_>, views: &[View<'_>], n
         needed,
         room: views.iter().map(total_room).collect(),
         lacks: vec![Bytes::ZERO; views.len()],
+        budget,
         tables: Vec::with_capacity(nodes.len()),
         rejected: Vec::new(),
     };
@@ -105,6 +123,8 @@ struct Draft<'a> {
     /// By view: its limit on all memory together, used up node by node.
     room: Vec<Bytes>,
     lacks: Vec<Bytes>,
+    /// Moves that may still be made.
+    budget: u32,
     /// The nodes that were divided.
     tables: Vec<Table<'a>>,
     rejected: Vec<Rejected>,
@@ -128,7 +148,10 @@ impl Draft<'_> {
     /// Gives one VM what it should have more of one node, as far as it goes; how much that is.
     fn serve(&mut self, place: usize, index: usize) -> Bytes {
         let table = &mut self.tables[place];
-        let got = table.serve(index, self.balancer, &mut self.rejected, self.now);
+        let steps = table.steps.len();
+        let got = table.serve(index, &self.balancer.rules.tuning, self.budget, &mut self.rejected);
+        let paid = table.steps[steps..].iter().filter(|step| step.why.is_paid()).count();
+        self.budget = self.budget.saturating_sub(u32::try_from(paid).unwrap_or(u32::MAX));
         table.rows[index].held += got;
         self.room[index] = self.room[index].saturating_sub(got);
         got
@@ -148,17 +171,19 @@ impl Draft<'_> {
                 (row.needed.saturating_sub(row.held), Reverse(table.node))
             });
             let Some(node) = most_wanted.map(|table| table.node) else { continue };
+            // That it lacks something was told where it is wanted.
+            let told = self.rejected.len();
             for place in self.near(node) {
                 let table = &mut self.tables[place];
-                let row = &mut table.rows[index];
+                let row = table.rows[index];
                 let most = row.most.min(Bytes(row.held.0.saturating_add(self.room[index].0)));
                 let goal = (row.held + rest).min(most);
-                if rest >= table.block && row.takes && goal > row.held && table.is_free(index) {
-                    let row = &mut table.rows[index];
-                    (row.needed, row.target) = (goal, goal);
+                if rest >= table.block && row.grows && goal > row.held && table.is_free(index) {
+                    table.rows[index] = Row { needed: goal, target: goal, ..row };
                     rest = rest.saturating_sub(self.serve(place, index));
                 }
             }
+            self.rejected.truncate(told);
         }
     }
 
@@ -177,32 +202,36 @@ impl Draft<'_> {
         let unmet = |(place, table): (usize, &Table<'_>)| -> Vec<(usize, usize, Bytes)> {
             let rest = |(index, row): (usize, &Row)| {
                 let rest = row.wanted.min(row.most).saturating_sub(row.held);
-                let known = self.views[index].estimate.is_some();
-                (row.takes && known && rest >= least_of(row.wanted)).then_some((place, index, rest))
+                let known = self.views[index].estimate.is_some() && !table.refused[index];
+                (row.takes() && known && rest >= least_of(row.wanted)).then_some((place, index, rest))
             };
             table.rows.iter().enumerate().filter_map(rest).collect()
         };
         let unmet: Vec<_> = self.tables.iter().enumerate().flat_map(unmet).collect();
         for (place, index, mut rest) in unmet {
-            for other in self.near(self.tables[place].node) {
-                let table = &mut self.tables[other];
-                let view = &self.views[index];
-                let can = other != place && table.pool >= LEAST && table.is_free(index) && table.rows[index].takes;
-                if !can || !view.vm.devices.contains_key(&table.node) {
-                    continue;
+            let near = self.near(self.tables[place].node);
+            // What it has unused elsewhere, or has just got, already counts.
+            for other in near.iter().filter(|other| **other != place) {
+                let row = &self.tables[*other].rows[index];
+                rest = rest.saturating_sub(row.held.saturating_sub(row.wanted.max(row.keeps)));
+            }
+            for other in near.into_iter().filter(|other| *other != place) {
+                if self.budget == 0 {
+                    return;
                 }
-                let row = table.rows[index];
-                // What it has unused there already counts.
-                rest = rest.saturating_sub(row.held.saturating_sub(row.keeps));
+                let table = &mut self.tables[other];
+                let row = &mut table.rows[index];
                 let most = row.most.saturating_sub(row.held).min(self.room[index]);
                 let part = rest.min(table.pool).min(most).round_down(table.block);
-                if part < LEAST {
+                if part < LEAST || !row.takes() || !table.is_free(index) {
                     continue;
                 }
-                table.step(Holder::Pool, Holder::Vm(view.vm.name.clone()), part, Why::Demand);
+                table.rows[index].held += part;
+                table.step(Holder::Pool, Holder::Vm(self.views[index].vm.name.clone()), part, Why::Demand);
                 table.gets[index] = true;
                 table.pool = table.pool.saturating_sub(part);
                 self.room[index] = self.room[index].saturating_sub(part);
+                self.budget -= 1;
                 rest = rest.saturating_sub(part);
             }
         }
@@ -228,8 +257,6 @@ impl<'a> Table<'a> {
         let tuning = &balancer.rules.tuning;
         let devices = views.iter().filter_map(|view| view.vm.devices.get(&node));
         let block = devices.map(|device| device.block).max().filter(|block| !block.is_zero()).unwrap_or(BLOCK);
-        let need = balancer.host_need().memory.get(&node).copied().unwrap_or_default();
-        let pool = scene.pool.on(node).saturating_sub(need);
         let mut rows: Vec<Row> = views
             .iter()
             .zip(needed)
@@ -239,6 +266,11 @@ impl<'a> Table<'a> {
                 row(view, needed.get(&node).copied().unwrap_or_default(), *room, node, block, rests)
             })
             .collect();
+        // The host comes before what nobody is guaranteed, and after the rest.
+        let need = balancer.host_need().memory.get(&node).copied().unwrap_or_default();
+        let owed = rows.iter().map(|row| row.needed.saturating_sub(row.held)).sum();
+        let free = scene.pool.on(node);
+        let pool = free.saturating_sub(need).max(free.min(owed));
         let claims: Vec<MemoryClaim> = views.iter().zip(&rows).map(|(view, row)| claim(view, row)).collect();
         let total = rows.iter().map(|row| row.held).sum::<Bytes>() + pool;
         for (row, target) in rows.iter_mut().zip(divide::memory(total, block, &claims)) {
@@ -248,7 +280,18 @@ impl<'a> Table<'a> {
         let mut spares: Vec<usize> = (0..rows.len()).filter(|index| rows[*index].gives).collect();
         spares.retain(|index| rows[*index].spare() >= block);
         spares.sort_by_key(|index| (rows[*index].spare(), Reverse(*index)));
-        Self { spares, node, block, views, rows, pool, steps: Vec::new(), gets: none.clone(), given: none }
+        Self {
+            spares,
+            node,
+            block,
+            views,
+            rows,
+            pool,
+            steps: Vec::new(),
+            gets: none.clone(),
+            refused: none.clone(),
+            given: none,
+        }
     }
 
     /// The host is short: what is above guarantees, and not in use, goes to the pool.
@@ -271,7 +314,7 @@ impl<'a> Table<'a> {
             .filter(|index| {
                 let row = &self.rows[*index];
                 let least = if row.held < row.needed { self.block } else { least_of(row.wanted) };
-                row.takes && row.target.saturating_sub(row.held) >= least && !self.given[*index]
+                row.takes() && row.target.saturating_sub(row.held) >= least && !self.given[*index]
             })
             .collect();
         short.sort_by_key(|index| {
@@ -287,8 +330,7 @@ impl<'a> Table<'a> {
     }
 
     /// Gives one VM what it should have more, as far as it goes; how much that is.
-    fn serve(&mut self, index: usize, balancer: &Balancer, rejected: &mut Vec<Rejected>, now: Duration) -> Bytes {
-        let tuning = &balancer.rules.tuning;
+    fn serve(&mut self, index: usize, tuning: &Tuning, budget: u32, rejected: &mut Vec<Rejected>) -> Bytes {
         let row = self.rows[index];
         let urgent = row.held < row.needed;
         let missing = row.target.saturating_sub(row.held).round_down(self.block);
@@ -303,12 +345,14 @@ impl<'a> Table<'a> {
             let gain = used * tuning.foresight * (missing.0 as f64 / row.wanted.0.max(1) as f64);
             let from_others = missing.saturating_sub(self.pool);
             let cost = (from_others.0 as f64 + 0.2 * missing.0 as f64) / GIB * tuning.memory_cost;
-            if gain <= cost {
-                reject(WhyNot::NoGain { gain, cost });
-                return Bytes::ZERO;
-            }
-            if balancer.stability.budget(now, tuning, self.views.len()) == 0 {
-                reject(WhyNot::Budget(tuning.moves_per_minute));
+            let why_not = match () {
+                () if gain <= cost => Some(WhyNot::NoGain { gain, cost }),
+                () if budget == 0 => Some(WhyNot::Budget(tuning.moves_per_minute)),
+                () => None,
+            };
+            if let Some(why) = why_not {
+                reject(why);
+                self.refused[index] = true;
                 return Bytes::ZERO;
             }
         }
@@ -388,14 +432,15 @@ fn row(view: &View<'_>, needed: Bytes, room: Bytes, node: NodeId, block: Bytes, 
         target: held,
         most,
         gives: !untouched && vm.lends_memory && held > boot,
-        takes: !untouched && vm.takes_memory && (!rests || held < needed),
+        grows: !untouched && vm.takes_memory && vm.devices.contains_key(&node),
+        rests,
     }
 }
 
 fn claim(view: &View<'_>, row: &Row) -> MemoryClaim {
     // What cannot be taken, or should not, is its own.
     let kept = if row.gives { row.keeps.min(row.held) } else { row.held };
-    let most = if row.takes { row.most } else { row.held };
+    let most = if row.takes() { row.most } else { row.held };
     let floor = row.needed.max(kept).min(most);
     MemoryClaim { weight: view.terms.weight, priority: view.terms.priority, floor, most, wanted: row.wanted.max(floor) }
 }

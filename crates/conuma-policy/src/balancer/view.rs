@@ -178,22 +178,40 @@ impl<'a> View<'a> {
                 guaranteed.iter().map(needed).collect()
             }
             Some(MemoryDemand::Total(total)) => {
-                // In proportion to what it wants where; what it does not need stays where it is.
-                let claim = |node: &NodeId| if lend_idle { wanted(node) } else { wanted(node).max(held(node)) };
-                let all: u128 = nodes.iter().map(|node| u128::from(claim(node).0)).sum();
-                let part = |node: &NodeId| {
-                    let bytes = claim(node).0;
-                    let bytes = if all > u128::from(total.0) {
-                        (u128::from(bytes) * u128::from(total.0) / all) as u64
-                    } else {
-                        bytes
-                    };
-                    (*node, Bytes(bytes))
-                };
-                nodes.iter().map(part).collect()
+                let claims =
+                    nodes.iter().map(|node| if lend_idle { wanted(node) } else { wanted(node).max(held(node)) });
+                let parts = anywhere(*total, nodes.iter().map(held), claims);
+                nodes.iter().copied().zip(parts).collect()
             }
         }
     }
+}
+
+/// A guarantee of memory that names no nodes, by node: first what is there where it is wanted; then what is there besides, for a guest's
+/// kernel goes there when there is no more where it is wanted; what is then still missing, where it is wanted.
+fn anywhere(
+    total: Bytes,
+    held: impl Iterator<Item = Bytes>,
+    wanted: impl Iterator<Item = Bytes>,
+) -> impl Iterator<Item = Bytes> {
+    let nodes: Vec<(Bytes, Bytes)> = held.zip(wanted).collect();
+    let sum = |part: &dyn Fn(&(Bytes, Bytes)) -> Bytes| nodes.iter().map(part).sum::<Bytes>();
+    let needed = total.min(sum(&|(_, wanted)| *wanted));
+    let here = sum(&|(held, wanted)| *held.min(wanted));
+    let besides = sum(&|(held, wanted)| held.saturating_sub(*wanted));
+    let lacks = sum(&|(held, wanted)| wanted.saturating_sub(*held));
+    let of_here = needed.min(here);
+    let of_besides = needed.saturating_sub(of_here).min(besides);
+    let of_lacks = needed.saturating_sub(of_here).saturating_sub(of_besides);
+    let part = |of: Bytes, bytes: Bytes, all: Bytes| match all.is_zero() {
+        true => Bytes::ZERO,
+        false => Bytes((u128::from(bytes.0) * u128::from(of.0) / u128::from(all.0)) as u64),
+    };
+    nodes.into_iter().map(move |(held, wanted)| {
+        part(of_here, held.min(wanted), here)
+            + part(of_besides, held.saturating_sub(wanted), besides)
+            + part(of_lacks, wanted.saturating_sub(held), lacks)
+    })
 }
 
 /// So many whole cores, and how much of the last it uses. A core more comes only for more than the band, and goes only with next to nothing
@@ -212,7 +230,7 @@ fn whole(wanted: f64, held: usize, band: f64) -> (usize, f64) {
 /// So many whole cores it takes to serve what is wanted, whatever is held: less than half of what counts as a broken guarantee is let pass,
 /// which a load that trembles does not reach.
 fn at_least(wanted: f64) -> usize {
-    (wanted - 0.15 - 0.015 * wanted).ceil().max(1.0) as usize
+    (wanted - 0.15 - (0.015 * wanted).min(0.15)).ceil().max(1.0) as usize
 }
 
 /// Where a VM's memory and devices are, as shares.
@@ -247,6 +265,25 @@ fn held_shares(holding: &Resources) -> BTreeMap<NodeId, f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_guarantee_anywhere_keeps_what_is_there() {
+        let by_node = |total: u64, held: [u64; 2], wanted: [u64; 2]| -> Vec<u64> {
+            let bytes = |mib: u64| Bytes::mib(mib);
+            let parts = anywhere(bytes(total), held.into_iter().map(bytes), wanted.into_iter().map(bytes));
+            parts.map(|bytes| bytes.0 >> 20).collect()
+        };
+        assert_eq!(by_node(2000, [1000, 1000], [2000, 1000]), [1000, 1000], "all of it is there");
+        assert_eq!(
+            by_node(2000, [1000, 1000], [2000, 0]),
+            [1000, 1000],
+            "what is not where it is wanted is used all the same"
+        );
+        assert_eq!(by_node(2000, [500, 300], [3000, 0]), [1700, 300], "the rest is looked for where it is wanted");
+        assert_eq!(by_node(2000, [500, 3000], [600, 200]), [500, 300], "no more than is wanted");
+        assert_eq!(by_node(1000, [2000, 2000], [2000, 2000]), [500, 500], "no more than is guaranteed");
+        assert_eq!(by_node(1000, [0, 0], [0, 0]), [0, 0]);
+    }
 
     #[test]
     fn small_differences_change_nothing() {

@@ -19,6 +19,8 @@ const QUEUE: f64 = 0.05;
 const HELPS: f64 = 0.5;
 /// The load has changed if what is used differs by this share from what it was.
 const CHANGED: f64 = 0.2;
+/// A VM that uses less than this share of what it held does less than it did.
+const FELL: f64 = 0.7;
 /// A trial ends after so long with more, or without any more.
 const TRIAL: Duration = Duration::from_secs(3);
 /// Of what is held, this much more is tried, and twice as much each time that it helps.
@@ -98,9 +100,8 @@ impl CoreEstimator {
                 if more > 0 && used - before >= HELPS * more as f64 {
                     self.stride = (self.stride * 2.0).min(1.0);
                     if full { begin(self.stride) } else { Probe::Rest }
-                } else if used < FULL * then as f64 {
-                    // It trembles about full, or does less now: what it got was of no use in either case.
-                    if more > 0 { Probe::Useless { used: before, held: then } } else { Probe::Rest }
+                } else if used < FELL * then as f64 || (more == 0 && used < FULL * then as f64) {
+                    Probe::Rest
                 } else if now.saturating_sub(since) >= TRIAL {
                     // What it got besides is not wanted either.
                     Probe::Useless { used: before.max(used.min(then as f64)), held: then }

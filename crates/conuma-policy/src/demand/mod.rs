@@ -140,7 +140,7 @@ impl Estimator {
         if sample.uptime - before.uptime < SHORTEST {
             return;
         }
-        let Some(reading) = sample.since(before, layout) else { return };
+        let Some(reading) = sample.since(before, layout, &holding.cpus) else { return };
         let elapsed = sample.at.saturating_sub(before.at).max(reading.window);
         let held = layout.cores_in(&holding.cpus).len();
         let cores = self.cores.observe(&reading, elapsed, held, layout.cores.len(), tuning);

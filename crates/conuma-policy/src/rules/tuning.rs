@@ -106,7 +106,7 @@ pub(super) const KEYS: [Key; 16] = [
     number("headroom", |tuning| &mut tuning.headroom, 0.0, 10.0),
     number("foresight", |tuning| &mut tuning.foresight, 0.0, 3600.0),
     number("host_short", |tuning| &mut tuning.host_short, 0.0, 1.0),
-    number("host_stall", |tuning| &mut tuning.host_stall, 0.0, 1.0),
+    number("host_stall", |tuning| &mut tuning.host_stall, 0.01, 1.0),
 ];
 
 /// Their names.

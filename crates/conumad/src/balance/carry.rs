@@ -6,13 +6,13 @@ use std::time::Duration;
 use conuma_api::{DecidedMove, DecisionInfo, DecisionState, EventKind, Problem, TransferState};
 use conuma_balancing::{Move, Report, Request, TransferId};
 use conuma_policy::{Decision, Held, Mode};
-use conuma_topology::VmName;
+use conuma_topology::{Bytes, VmName};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::newcomers::into_pool;
 use super::record::{NumberSlot, known, number_of};
-use super::{Cause, Late, Manager, Snapshot};
+use super::{Cause, Lacks, Late, Manager, Snapshot};
 use crate::clock::unix_ms;
 use crate::core::Stopped;
 use crate::wire;
@@ -76,6 +76,9 @@ impl UnderWay {
         }
     }
 }
+
+/// Memory of a guarantee may take so many times longer than cores: another guest has to make room first.
+const MAKING_ROOM: u32 = 10;
 
 impl Manager {
     /// Looks at how all is, decides, and does what the mode says with that.
@@ -289,28 +292,36 @@ impl Manager {
     /// Tells of VMs that need their guarantee and have waited too long for it.
     fn watch_guarantees(&mut self, made: &Decision, snapshot: &Snapshot) {
         let mut late = std::mem::take(&mut self.late);
+        let deadline = self.room.settings.recall_deadline;
         for outlook in &made.vms {
             let held = snapshot.held.get(&outlook.vm).map_or(0, |held| self.layout.cores_in(&held.cpus).len());
-            let lacks = outlook.needed_cores.saturating_sub(held);
-            let memory = outlook.lacks_memory;
-            if (lacks == 0 && memory.is_zero())
-                || matches!(outlook.held, Some(Held::Pinned | Held::HandsOff | Held::Unknown))
-            {
+            let cores = outlook.needed_cores.saturating_sub(held);
+            if matches!(outlook.held, Some(Held::Pinned | Held::HandsOff | Held::Unknown)) {
                 continue;
             }
-            let mut waits = late.remove(&outlook.vm).unwrap_or(Late { since: snapshot.now, told: false });
-            let waited = snapshot.now.saturating_sub(waits.since);
-            if waited >= self.room.settings.recall_deadline && !waits.told {
-                waits.told = true;
-                tracing::warn!(vm = %outlook.vm, cores = lacks, %memory, ?waited, "it still lacks what it is guaranteed");
-                self.room.bus.tell(EventKind::GuaranteeLate {
-                    vm: outlook.vm.clone(),
-                    waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
-                    cores: wire::count(lacks),
-                    memory,
-                });
+            let lacks = [
+                (Lacks::Cores, cores, Bytes::ZERO, deadline),
+                (Lacks::Memory, 0, outlook.lacks_memory, deadline * MAKING_ROOM),
+            ];
+            for (what, cores, memory, deadline) in lacks {
+                if cores == 0 && memory.is_zero() {
+                    continue;
+                }
+                let key = (outlook.vm.clone(), what);
+                let mut waits = late.remove(&key).unwrap_or(Late { since: snapshot.now, told: false });
+                let waited = snapshot.now.saturating_sub(waits.since);
+                if waited >= deadline && !waits.told {
+                    waits.told = true;
+                    tracing::warn!(vm = %outlook.vm, cores, %memory, ?waited, "it still lacks what it is guaranteed");
+                    self.room.bus.tell(EventKind::GuaranteeLate {
+                        vm: outlook.vm.clone(),
+                        waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
+                        cores: wire::count(cores),
+                        memory,
+                    });
+                }
+                self.late.insert(key, waits);
             }
-            self.late.insert(outlook.vm.clone(), waits);
         }
     }
 

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use conuma_balancing::Host;
 use conuma_linux::cgroup::Cgroup;
 use conuma_linux::procfs::{ProcError, ProcFs, Resource};
 use conuma_policy::HostSample;
-use conuma_topology::NodeId;
+use conuma_topology::CpuSet;
 
 /// Reads samples of the host.
 pub(crate) struct HostReader {
@@ -30,10 +31,10 @@ impl HostReader {
     }
 
     /// How it does now. A node that cannot be read is left out: nothing is known of it, which is said once.
-    pub(super) fn read<'a>(&mut self, nodes: impl Iterator<Item = &'a NodeId>, now: Duration) -> HostSample {
-        let mut sample = HostSample { cpu_stall: self.cpu_stall(now), ..HostSample::default() };
+    pub(super) fn read(&mut self, host: &Host, now: Duration) -> HostSample {
+        let mut sample = HostSample { cpu_stall: self.cpu_stall(&host.reserve.cpus, now), ..HostSample::default() };
         let mut failed = None;
-        for node in nodes {
+        for node in host.memory.keys() {
             match self.proc.node_meminfo(node.0) {
                 Ok(info) => drop(sample.available.insert(*node, info.available_on_node())),
                 Err(error) => failed = Some(error),
@@ -44,10 +45,13 @@ impl HostReader {
     }
 
     /// Share of the time since the last look in which a task of the cgroup that suffered most waited for a CPU. The machine's own pressure
-    /// would count vCPUs that wait behind their gates.
-    fn cpu_stall(&mut self, now: Duration) -> Option<f64> {
+    /// would count vCPUs that wait behind their gates. A cgroup that may use reserved CPUs only gains nothing by others.
+    fn cpu_stall(&mut self, reserved: &CpuSet, now: Duration) -> Option<f64> {
         let beside = self.vms.path().parent().map(Cgroup::at)?.children().ok()?;
         let waited = |cgroup: &Cgroup| {
+            if cgroup.effective_cpus().is_ok_and(|cpus| cpus.is_subset(reserved)) {
+                return None;
+            }
             let waited = cgroup.pressure(Resource::Cpu).ok()?.some.total;
             Some((cgroup.name().to_owned(), waited))
         };
@@ -76,9 +80,13 @@ impl HostReader {
 
 #[cfg(test)]
 mod tests {
-    use conuma_topology::Bytes;
+    use conuma_topology::{Bytes, NodeId};
 
     use super::*;
+
+    fn host() -> Host {
+        Host::new(&"2n4c1t@1G".parse().unwrap(), &"0".parse().unwrap(), Bytes::ZERO)
+    }
 
     #[test]
     fn what_is_available_is_read_by_node() {
@@ -89,7 +97,7 @@ mod tests {
         std::fs::create_dir_all(&node).unwrap();
         std::fs::write(node.join("meminfo"), text.concat()).unwrap();
         let mut reader = HostReader::new(ProcFs::new(dir.path()), Cgroup::at("/nowhere/conuma"));
-        let sample = reader.read([NodeId(0), NodeId(1)].iter(), Duration::from_secs(10));
+        let sample = reader.read(&host(), Duration::from_secs(10));
         assert_eq!(sample, HostSample { available: [(NodeId(1), Bytes::kib(2560))].into(), cpu_stall: None });
     }
 
@@ -103,7 +111,7 @@ mod tests {
             std::fs::write(cgroup.join("cpu.pressure"), text).unwrap();
         };
         let mut reader = HostReader::new(ProcFs::new(dir.path()), Cgroup::at(dir.path().join("conuma")));
-        let mut stall = |at: u64| reader.read([].iter(), Duration::from_secs(at)).cpu_stall;
+        let mut stall = |at: u64| reader.read(&host(), Duration::from_secs(at)).cpu_stall;
         waits("conuma", 0);
         assert_eq!((stall(1), stall(2)), (None, None), "nobody else is there");
         waits("system.slice", 1_000_000);
@@ -113,5 +121,9 @@ mod tests {
         waits("user.slice", 5_200_000);
         waits("conuma", 9_000_000);
         assert_eq!(stall(5), Some(0.5));
+        std::fs::write(dir.path().join("system.slice/cpuset.cpus.effective"), "0\n").unwrap();
+        waits("system.slice", 9_000_000);
+        waits("user.slice", 5_400_000);
+        assert_eq!(stall(6), Some(0.2), "it has its own CPUs");
     }
 }

@@ -245,7 +245,7 @@ struct Manager {
     /// The decision that last moved something of each VM.
     moved: BTreeMap<VmName, NumberSlot>,
     /// VMs that lack a part of the guarantee that they need.
-    late: BTreeMap<VmName, Late>,
+    late: BTreeMap<(VmName, Lacks), Late>,
     /// Windows that were open when it was last looked.
     windows: BTreeSet<(VmName, usize)>,
     /// When and why it looks next, and when it looked last.
@@ -255,6 +255,13 @@ struct Manager {
     chase: Option<Instant>,
     chases: u32,
     chased: Option<Instant>,
+}
+
+/// What of its guarantee a VM lacks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Lacks {
+    Cores,
+    Memory,
 }
 
 /// A VM that lacks what it needs of its guarantee.
@@ -362,7 +369,7 @@ impl Manager {
 
     fn tick(&mut self) {
         let now = self.room.clock.now();
-        let sample = self.host_reader.read(self.host.memory.keys(), now);
+        let sample = self.host_reader.read(&self.host, now);
         self.balancer.observe_host(&sample, &self.host, now);
         if self.mode() == Mode::Off {
             self.wake(Cause::Tick, Duration::ZERO);
@@ -447,7 +454,7 @@ impl Manager {
         self.sampler.forget(vm);
         self.setbacks.forget(vm);
         self.moved.remove(vm);
-        self.late.remove(vm);
+        self.late.retain(|(late, _), _| late != vm);
         self.drop_pin(vm);
     }
 

@@ -151,7 +151,7 @@ async fn look_from_outside(room: &Room, entry: &Entry, running: &Running, seen: 
 fn sample_of(report: &Report, replica: &Replica, at: Duration) -> Sample {
     let cpu = |cpu: &CpuReport| -> Option<(CpuId, CpuSample)> {
         let host = replica.host_cpus(&GuestCpuSet::from([cpu.cpu])).first()?;
-        let accounted = busy(cpu).saturating_add(cpu.idle).saturating_add(cpu.steal);
+        let accounted = busy(cpu).saturating_add(cpu.idle);
         Some((host, CpuSample { busy: busy(cpu), waited: cpu.waited, accounted: Some(accounted) }))
     };
     let node = |node: &NodeReport| -> Option<(NodeId, NodeSample)> {
@@ -240,7 +240,7 @@ mod tests {
         let sample = sample_of(&report, &replica(), 100 * second);
         assert_eq!((sample.at, sample.uptime, sample.runnable), (100 * second, 9 * second, Some(5)));
         assert_eq!((sample.cpu_stall, sample.memory_stall), (Some(second), None));
-        let busy = CpuSample { busy: 3 * second, waited: Some(second), accounted: Some(5 * second) };
+        let busy = CpuSample { busy: 3 * second, waited: Some(second), accounted: Some(4 * second) };
         assert_eq!(sample.cpus, [(CpuId(0), busy), (CpuId(3), busy)].into());
         assert_eq!(sample.nodes.len(), 1);
         let node = sample.nodes[&NodeId(1)];

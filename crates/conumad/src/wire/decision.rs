@@ -177,7 +177,7 @@ pub(crate) fn rejected(of: &Rejected) -> api::RejectedInfo {
         WhyNot::NoGain { gain, cost } => {
             reason(&of.why, format!("it brings {gain:.2} core-seconds and costs {cost:.2}"))
         }
-        WhyNot::Budget(moves) => reason(&of.why, format!("{moves} moves were made within the last minute")),
+        WhyNot::Budget(moves) => reason(&of.why, format!("the moves of this minute are used up: {moves} for each VM")),
         WhyNot::MemoryStuck => reason(&of.why, "memory of the giver cannot be taken, or of the recipient not be given"),
     };
     api::RejectedInfo { vm: of.vm.clone(), cores: of.cores, memory: of.memory.clone(), why }
