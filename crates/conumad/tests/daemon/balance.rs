@@ -133,7 +133,7 @@ async fn an_idle_guarantee_is_lent_and_comes_back_when_it_is_needed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guarantee_that_is_late_is_told() {
-    let host = Host::boot_with(|settings| settings.recall_deadline = Duration::from_millis(500)).await;
+    let host = Host::boot_with(|settings| settings.recall_deadline = Duration::from_millis(100)).await;
     let (a, b) = two_idle_vms(&host).await;
     apply(&host, "auto", "").await;
     b.run(8.0);
@@ -145,7 +145,7 @@ async fn a_guarantee_that_is_late_is_told() {
     let event = events.next().await.unwrap().expect("the daemon runs");
     let EventKind::GuaranteeLate { vm, waited_ms, cores, memory } = event.what else { panic!("{event:?}") };
     assert_eq!((vm, cores, memory), (name("a"), 1, Bytes::ZERO));
-    assert!(waited_ms >= 500, "{waited_ms}");
+    assert!(waited_ms >= 100, "{waited_ms}");
     gets(&host, "a", 2).await;
 }
 
