@@ -102,14 +102,11 @@ pub struct Move {
 
 impl Move {
     /// What it turns: the cores of a VM (`None`), or its memory on a node.
-    pub fn turns(&self) -> BTreeSet<(VmName, Option<NodeId>)> {
-        let vms = [&self.from, &self.to].into_iter().filter_map(Holder::vm);
-        let of = |vm: &VmName| {
-            let cores = (!self.what.cpus.is_empty()).then(|| (vm.clone(), None));
-            let memory = self.what.memory.keys().map(|node| (vm.clone(), Some(*node)));
-            cores.into_iter().chain(memory).collect::<Vec<_>>()
-        };
-        vms.flat_map(of).collect()
+    pub fn turns(&self) -> impl Iterator<Item = (&VmName, Option<NodeId>)> {
+        [&self.from, &self.to].into_iter().filter_map(Holder::vm).flat_map(|vm| {
+            let cores = (!self.what.cpus.is_empty()).then_some((vm, None));
+            cores.into_iter().chain(self.what.memory.keys().map(move |node| (vm, Some(*node))))
+        })
     }
 }
 

@@ -151,8 +151,8 @@ impl Decision {
     pub fn requests(&self) -> Vec<Request> {
         let (owed, others): (Vec<&Step>, Vec<&Step>) = self.moves.iter().partition(|step| step.why == Why::Guarantee);
         // What turns the same knobs as those is for the next decision: waiting for them it would keep VMs busy.
-        let first: BTreeSet<(VmName, Option<NodeId>)> = owed.iter().flat_map(|step| step.step.turns()).collect();
-        let free = |moves: &Vec<Move>| moves.iter().all(|step| step.turns().is_disjoint(&first));
+        let first: BTreeSet<(&VmName, Option<NodeId>)> = owed.iter().flat_map(|step| step.step.turns()).collect();
+        let free = |moves: &Vec<Move>| moves.iter().all(|step| !step.turns().any(|knob| first.contains(&knob)));
         let owed = grouped(owed).into_iter().map(|moves| self.request(moves, true));
         let others = grouped(others).into_iter().filter(free).map(|moves| self.request(moves, false));
         owed.chain(others).collect()
@@ -172,7 +172,7 @@ impl Decision {
 
 /// Moves that turn the same knob, together.
 fn grouped(steps: Vec<&Step>) -> Vec<Vec<Move>> {
-    let mut group_of: BTreeMap<(VmName, Option<NodeId>), usize> = BTreeMap::new();
+    let mut group_of: BTreeMap<(&VmName, Option<NodeId>), usize> = BTreeMap::new();
     // By group: the group that it has become a part of, or itself.
     let mut joined: Vec<usize> = Vec::new();
     let root = |joined: &Vec<usize>, mut group: usize| {

@@ -16,6 +16,8 @@ pub struct Layout {
     pub of_cpu: BTreeMap<CpuId, CoreId>,
     /// The nodes that have cores.
     pub nodes: BTreeSet<Option<NodeId>>,
+    /// By number of a CPU: the core that it is the first of, with all its CPUs. The same as the maps, found quicker.
+    pub(crate) firsts: Vec<Option<(CoreId, CpuSet)>>,
 }
 
 /// Where a core is.
@@ -64,6 +66,9 @@ impl Layout {
             let seat = Seat { node: core.node, cache, cpus, place: 0 };
             layout.nodes.insert(seat.node);
             layout.of_cpu.extend(core.cpus.iter().map(|cpu| (cpu, *id)));
+            let number = first.0 as usize;
+            layout.firsts.resize(layout.firsts.len().max(number + 1), None);
+            layout.firsts[number] = Some((*id, core.cpus.clone()));
             layout.cores.insert(*id, seat);
         }
         for seat in layout.cores.values_mut() {
@@ -75,9 +80,8 @@ impl Layout {
     /// The whole cores in a set of CPUs, ascending.
     pub fn cores_in(&self, cpus: &CpuSet) -> Vec<CoreId> {
         let whole = |cpu: CpuId| {
-            let core = self.of_cpu.get(&cpu)?;
-            let seat = self.cores.get(core)?;
-            (seat.cpus.first() == Some(cpu) && seat.cpus.is_subset(cpus)).then_some(*core)
+            let (core, own) = self.firsts.get(cpu.0 as usize)?.as_ref()?;
+            own.is_subset(cpus).then_some(*core)
         };
         let mut cores: Vec<CoreId> = cpus.iter().filter_map(whole).collect();
         cores.sort();

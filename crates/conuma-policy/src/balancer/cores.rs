@@ -25,6 +25,8 @@ pub(super) struct CorePlan {
     /// By view: its fair share.
     pub(super) shares: Vec<usize>,
     pub(super) rejected: Vec<Rejected>,
+    /// Cores that move and count against the budget.
+    pub(super) paid: usize,
 }
 
 pub(super) fn plan(
@@ -44,7 +46,7 @@ pub(super) fn plan(
     let mut rejected = unmet(views, &all.shares);
     let (worth, affordable) = (all.paid == 0 || gain > cost, all.paid <= budget);
     if worth && affordable {
-        return CorePlan { steps: all.steps, shares: all.shares, rejected };
+        return CorePlan { steps: all.steps, shares: all.shares, rejected, paid: all.paid };
     }
     // What is needed moves in any case; of the rest, what the budget allows.
     let urgent = ground.shares(true);
@@ -62,7 +64,7 @@ pub(super) fn plan(
         memory: BTreeMap::new(),
         why: why.clone(),
     }));
-    CorePlan { steps: chosen.steps, shares: all.shares, rejected }
+    CorePlan { steps: chosen.steps, shares: all.shares, rejected, paid: chosen.paid }
 }
 
 /// From these shares toward `goal`, by at most so many cores: one after the other from whom has most above its goal, or from nobody, to

@@ -8,7 +8,7 @@ use conuma_topology::{Bytes, CpuSet, NodeId, VmName};
 
 use super::view::View;
 use super::{Balancer, cores, memory};
-use crate::decision::{Decision, Outlook, Step};
+use crate::decision::{Decision, Outlook};
 use crate::place::Map;
 use crate::scene::Scene;
 use crate::score::{self, Means};
@@ -23,8 +23,10 @@ pub(super) fn decide(balancer: &Balancer, scene: &Scene<'_>, now: Duration) -> D
     let views: Vec<View<'_>> = scene.vms.iter().map(|vm| View::new(balancer, scene, vm, &map, &usable, now)).collect();
     let mut cores = cores::plan(balancer, scene, &views, &usable, now);
     let budget = balancer.stability.budget(now, &balancer.rules.tuning, views.len());
-    let budget = budget.saturating_sub(spends(scene, &cores.steps));
-    let mut memory = memory::plan(balancer, scene, &views, budget, now);
+    let paid = u32::try_from(cores.paid).unwrap_or(u32::MAX);
+    let mut memory = memory::plan(balancer, scene, &views, budget.saturating_sub(paid), now);
+    let paid_for_memory = memory.steps.iter().filter(|step| step.why.is_paid()).count();
+    let spends = paid.saturating_add(u32::try_from(paid_for_memory).unwrap_or(u32::MAX));
     let mut moves = std::mem::take(&mut cores.steps);
     moves.append(&mut memory.steps);
     moves.sort_by_key(|step| step.why);
@@ -79,14 +81,7 @@ pub(super) fn decide(balancer: &Balancer, scene: &Scene<'_>, now: Duration) -> D
     let score_now = score::of_host(outlooks.iter().map(|(weight, outlook)| (*weight, outlook.score_now)));
     let score_after = score::of_host(outlooks.iter().map(|(weight, outlook)| (*weight, outlook.score_after)));
     let vms = outlooks.into_iter().map(|(_, outlook)| outlook).collect();
-    Decision { at: now, vms, spends: spends(scene, &moves), below, moves, rejected, score_now, score_after }
-}
-
-/// Cores, and memory moves, that nothing makes necessary.
-fn spends(scene: &Scene<'_>, moves: &[Step]) -> u32 {
-    let paid = moves.iter().filter(|step| step.why.is_paid());
-    let count = |step: &Step| scene.layout.cores_in(&step.step.what.cpus).len() + step.step.what.memory.len();
-    u32::try_from(paid.map(count).sum::<usize>()).unwrap_or(u32::MAX)
+    Decision { at: now, vms, spends, below, moves, rejected, score_now, score_after }
 }
 
 fn score(

@@ -48,6 +48,8 @@ struct Table<'a> {
     given: Vec<bool>,
     /// Who can give without missing it, those with most last; those that have given are taken off.
     spares: Vec<usize>,
+    /// Who holds more than it needs of its guarantee, in the same way, once that was asked.
+    users: Option<Vec<usize>>,
 }
 
 /// A VM's part.
@@ -166,6 +168,9 @@ impl Draft<'_> {
             let held: Bytes = self.tables.iter().map(|table| table.rows[index].held).sum();
             let needed: Bytes = self.needed[index].values().copied().sum();
             let mut rest = needed.saturating_sub(held);
+            if rest.is_zero() {
+                continue;
+            }
             let most_wanted = self.tables.iter().max_by_key(|table| {
                 let row = &table.rows[index];
                 (row.needed.saturating_sub(row.held), Reverse(table.node))
@@ -208,16 +213,24 @@ impl Draft<'_> {
             table.rows.iter().enumerate().filter_map(rest).collect()
         };
         let unmet: Vec<_> = self.tables.iter().enumerate().flat_map(unmet).collect();
+        // Once by node: there may be many who want more of the same.
+        let mut near = (usize::MAX, Vec::new());
         for (place, index, mut rest) in unmet {
-            let near = self.near(self.tables[place].node);
+            if self.budget == 0 || self.tables.iter().all(|table| table.pool < LEAST) {
+                return;
+            }
+            if near.0 != place {
+                near = (place, self.near(self.tables[place].node));
+            }
+            let others = || near.1.iter().copied().filter(|other| *other != place);
             // What it has unused elsewhere, or has just got, already counts.
-            for other in near.iter().filter(|other| **other != place) {
-                let row = &self.tables[*other].rows[index];
+            for other in others() {
+                let row = &self.tables[other].rows[index];
                 rest = rest.saturating_sub(row.held.saturating_sub(row.wanted.max(row.keeps)));
             }
-            for other in near.into_iter().filter(|other| *other != place) {
-                if self.budget == 0 {
-                    return;
+            for other in others() {
+                if rest < LEAST || self.budget == 0 {
+                    break;
                 }
                 let table = &mut self.tables[other];
                 let row = &mut table.rows[index];
@@ -282,6 +295,7 @@ impl<'a> Table<'a> {
         spares.sort_by_key(|index| (rows[*index].spare(), Reverse(*index)));
         Self {
             spares,
+            users: None,
             node,
             block,
             views,
@@ -366,11 +380,10 @@ impl<'a> Table<'a> {
             got += part;
         }
         // What others do not need; for a guarantee, then what they use beyond theirs.
-        let beyond = |row: &Row| row.held.saturating_sub(row.needed);
         while missing.saturating_sub(got) >= self.block {
             let wanted = missing.saturating_sub(got);
             let giver = self.spare_giver(index, wanted);
-            let giver = giver.or_else(|| urgent.then(|| self.giver(index, beyond, wanted)).flatten());
+            let giver = giver.or_else(|| urgent.then(|| self.using_giver(index, wanted)).flatten());
             let Some((giver, part)) = giver else { break };
             self.step(Holder::Vm(self.views[giver].vm.name.clone()), Holder::Vm(name.clone()), part, why);
             self.gets[index] = true;
@@ -391,6 +404,24 @@ impl<'a> Table<'a> {
         while let Some(index) = self.spares.pop() {
             if index != but && self.is_free(index) {
                 return Some((index, self.rows[index].spare().min(wanted).round_down(self.block)));
+            }
+        }
+        None
+    }
+
+    /// Who holds most beyond what it needs of its guarantee, whether it uses that or not.
+    fn using_giver(&mut self, but: usize, wanted: Bytes) -> Option<(usize, Bytes)> {
+        let rows = &self.rows;
+        let beyond = |index: usize| rows[index].held.saturating_sub(rows[index].needed);
+        let users = self.users.get_or_insert_with(|| {
+            let mut users: Vec<usize> = (0..rows.len()).filter(|index| rows[*index].gives).collect();
+            users.retain(|index| beyond(*index) >= self.block);
+            users.sort_by_key(|index| (beyond(*index), Reverse(*index)));
+            users
+        });
+        while let Some(index) = users.pop() {
+            if index != but && !self.gets[index] && !self.given[index] {
+                return Some((index, beyond(index).min(wanted).round_down(self.block)));
             }
         }
         None

@@ -153,6 +153,7 @@ mod tests {
             cores: (0..8).map(seat).collect(),
             of_cpu: (0..8).map(|cpu| (CpuId(cpu), CoreId(cpu))).collect(),
             nodes: [None].into(),
+            ..Layout::default()
         }
     }
 

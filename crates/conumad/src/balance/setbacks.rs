@@ -31,8 +31,8 @@ impl Setbacks {
         for leg in &report.legs {
             let Move { from, to, .. } = &leg.planned;
             if leg.shortfalls.is_empty() {
-                for knob in leg.planned.turns() {
-                    self.0.remove(&knob);
+                for (vm, node) in leg.planned.turns() {
+                    self.0.remove(&(vm.clone(), node));
                 }
             }
             for shortfall in &leg.shortfalls {
@@ -40,8 +40,8 @@ impl Setbacks {
                     Reason::RecipientDidNotTake | Reason::RecipientGone | Reason::NoRoom => to,
                     _ => from,
                 };
-                for knob in leg.planned.turns().into_iter().filter(|(vm, _)| whose.vm() == Some(vm)) {
-                    self.again(knob, now);
+                for (vm, node) in leg.planned.turns().filter(|(vm, _)| whose.vm() == Some(vm)) {
+                    self.again((vm.clone(), node), now);
                 }
             }
         }
@@ -50,7 +50,7 @@ impl Setbacks {
     /// Moves were refused before they began.
     pub(super) fn refused(&mut self, moves: &[Move], now: Duration) {
         for knob in moves.iter().flat_map(Move::turns) {
-            self.again(knob, now);
+            self.again((knob.0.clone(), knob.1), now);
         }
     }
 
