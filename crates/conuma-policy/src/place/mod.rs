@@ -2,7 +2,7 @@
 //!
 //! First, on which nodes. Each VM has on each node so many cores that are *near*: up to the share of its memory (and of its devices) there.
 //! A core beyond that is far, and costs what far cores lose; a core that it does not hold costs a move. Both costs grow with the number of
-//! cores on a node, so the problem is a flow with convex costs, and [`flow`] finds its minimum exactly. Then [`pick`] chooses the
+//! cores on a node, so the problem is a flow with convex costs, and `flow` finds its minimum exactly. Then `pick` chooses the
 //! cores on each node: those that a guarantee names, whole caches over slivers.
 
 mod flow;
