@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use conuma_balancing::{Holder, Resources};
-use conuma_topology::{Bytes, CpuSet, NodeId, VmName};
+use conuma_topology::{Bytes, CoreId, NodeId, VmName};
 
 use super::view::View;
 use super::{Balancer, cores, memory};
@@ -62,7 +62,12 @@ pub(super) fn decide(balancer: &Balancer, scene: &Scene<'_>, now: Duration) -> D
             Some(_) => nodes.iter().map(|node| (*node, view.wanted_on(*node))).collect(),
             None => BTreeMap::new(),
         };
-        let score = |holding: &Resources| score(balancer, scene, view, holding, &usable, &wanted);
+        let score = |holding: &Resources, own: &[CoreId]| score(balancer, scene, view, holding, own, &wanted);
+        let score_now = score(&view.vm.holding, &view.cores);
+        let score_after = match after == view.vm.holding {
+            true => score_now,
+            false => score(&after, &scene.layout.cores_in(&after.cpus.intersection(&usable))),
+        };
         let outlook = Outlook {
             vm: view.vm.name.clone(),
             estimate: view.estimate.cloned().unwrap_or_default(),
@@ -72,8 +77,8 @@ pub(super) fn decide(balancer: &Balancer, scene: &Scene<'_>, now: Duration) -> D
             lacks_memory: memory.lacks[index],
             share: cores.shares.get(index).copied().unwrap_or_default(),
             held: view.held,
-            score_now: score(&view.vm.holding),
-            score_after: score(&after),
+            score_now,
+            score_after,
             after,
         };
         outlooks.push((view.terms.weight, outlook));
@@ -89,14 +94,13 @@ fn score(
     scene: &Scene<'_>,
     view: &View<'_>,
     holding: &Resources,
-    usable: &CpuSet,
+    own: &[CoreId],
     wanted: &BTreeMap<NodeId, Bytes>,
 ) -> f64 {
-    let own = scene.layout.cores_in(&holding.cpus.intersection(usable));
     score::of_vm(&Means {
         wanted: view.estimate.map(|estimate| estimate.cores.wanted),
         cores: own.len(),
-        lost: cores::far(scene, &view.home, &own, &balancer.rules.tuning),
+        lost: cores::far(scene, &view.home, own, &balancer.rules.tuning),
         memory: wanted,
         holding,
     })
