@@ -18,6 +18,8 @@ pub struct Layout {
     pub nodes: BTreeSet<Option<NodeId>>,
     /// By number of a CPU: the core that it is the first of, with all its CPUs. The same as the maps, found quicker.
     pub(crate) firsts: Vec<Option<(CoreId, CpuSet)>>,
+    /// By number of a core: its [`Seat::place`], found quicker.
+    pub(crate) places: Vec<Option<usize>>,
 }
 
 /// Where a core is.
@@ -74,7 +76,17 @@ impl Layout {
         for seat in layout.cores.values_mut() {
             seat.place = layout.nodes.iter().position(|node| *node == seat.node).unwrap_or_default();
         }
+        for (core, seat) in &layout.cores {
+            let number = core.0 as usize;
+            layout.places.resize(layout.places.len().max(number + 1), None);
+            layout.places[number] = Some(seat.place);
+        }
         layout
+    }
+
+    /// The place of a core's node in [`Layout::nodes`].
+    pub(crate) fn place(&self, core: CoreId) -> Option<usize> {
+        *self.places.get(core.0 as usize)?
     }
 
     /// The whole cores in a set of CPUs, ascending.

@@ -222,8 +222,8 @@ impl Draft {
 /// What a VM loses by far cores, in cores.
 pub(super) fn far(scene: &Scene<'_>, home: &Home, cores: &[CoreId], tuning: &Tuning) -> f64 {
     let mut counts = vec![0; scene.layout.nodes.len()];
-    for seat in cores.iter().filter_map(|core| scene.layout.cores.get(core)) {
-        counts[seat.place] += 1;
+    for place in cores.iter().filter_map(|core| scene.layout.place(*core)) {
+        counts[place] += 1;
     }
     place::far_cores(home, &counts, tuning.far_loss)
 }

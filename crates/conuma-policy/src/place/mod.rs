@@ -149,7 +149,7 @@ impl Row {
 impl Grid {
     fn new(layout: &Layout, usable: &CpuSet, tenants: &[Tenant], far_loss: f64) -> Self {
         let nodes: Vec<Option<NodeId>> = layout.nodes.iter().copied().collect();
-        let index = |core: &CoreId| layout.cores.get(core).map(|seat| seat.place);
+        let index = |core: &CoreId| layout.place(*core);
         let mut owner: BTreeMap<CoreId, usize> = BTreeMap::new();
         for (row, tenant) in tenants.iter().enumerate() {
             if tenant.fixed {
