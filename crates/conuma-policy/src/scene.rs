@@ -18,7 +18,7 @@ pub struct Layout {
     pub nodes: BTreeSet<Option<NodeId>>,
     /// By number of a CPU: the core that it is the first of, with all its CPUs. The same as the maps, found quicker.
     pub(crate) firsts: Vec<Option<(CoreId, CpuSet)>>,
-    /// By number of a core: its [`Seat::place`], found quicker.
+    /// By number of a core: its node's place in `nodes`.
     pub(crate) places: Vec<Option<usize>>,
 }
 
@@ -31,8 +31,6 @@ pub struct Seat {
     pub cache: CpuId,
     /// Its CPUs.
     pub cpus: CpuSet,
-    /// Its node's place in [`Layout::nodes`].
-    pub place: usize,
 }
 
 impl Layout {
@@ -65,7 +63,7 @@ impl Layout {
         for (id, core) in &host.cores {
             let Some(first) = core.cpus.first() else { continue };
             let (cache, cpus) = (cache(first).unwrap_or(first), core.cpus.clone());
-            let seat = Seat { node: core.node, cache, cpus, place: 0 };
+            let seat = Seat { node: core.node, cache, cpus };
             layout.nodes.insert(seat.node);
             layout.of_cpu.extend(core.cpus.iter().map(|cpu| (cpu, *id)));
             let number = first.0 as usize;
@@ -73,13 +71,10 @@ impl Layout {
             layout.firsts[number] = Some((*id, core.cpus.clone()));
             layout.cores.insert(*id, seat);
         }
-        for seat in layout.cores.values_mut() {
-            seat.place = layout.nodes.iter().position(|node| *node == seat.node).unwrap_or_default();
-        }
         for (core, seat) in &layout.cores {
             let number = core.0 as usize;
             layout.places.resize(layout.places.len().max(number + 1), None);
-            layout.places[number] = Some(seat.place);
+            layout.places[number] = layout.nodes.iter().position(|node| *node == seat.node);
         }
         layout
     }
@@ -116,6 +111,13 @@ pub struct Scene<'a> {
     pub vms: Vec<VmScene>,
     /// For time windows.
     pub wall: WallTime,
+}
+
+impl Scene<'_> {
+    /// How far a node is from another, as the firmware tells: 10 is near. What it does not tell is one step.
+    pub(crate) fn distance(&self, from: NodeId, to: NodeId) -> u32 {
+        self.host.distances.get(from, to).unwrap_or(if from == to { 10 } else { 20 })
+    }
 }
 
 /// A VM now.

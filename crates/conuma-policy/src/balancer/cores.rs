@@ -39,8 +39,12 @@ pub(super) fn plan(
     let tuning = &balancer.rules.tuning;
     let ground = Ground { balancer, scene, views, usable, now };
     let all = ground.draft(ground.shares(false), false);
+    let mut least = None;
     // What the host takes is a loss that nothing else has to make up for.
-    let lost = if balancer.host_need().cores > 0 { ground.draft(ground.shares(true), true).gain.min(0.0) } else { 0.0 };
+    let lost = match balancer.host_need().cores {
+        0 => 0.0,
+        _ => least.insert(ground.least()).gain.min(0.0),
+    };
     let (gain, cost) = ((all.gain - lost) * tuning.horizon, all.paid as f64 * tuning.core_cost);
     let budget = balancer.stability.budget(now, tuning, views.len()) as usize;
     let mut rejected = unmet(views, &all.shares);
@@ -49,9 +53,9 @@ pub(super) fn plan(
         return CorePlan { steps: all.steps, shares: all.shares, rejected, paid: all.paid };
     }
     // What is needed moves in any case; of the rest, what the budget allows.
-    let urgent = ground.shares(true);
-    let least = ground.draft(urgent.clone(), true);
-    let some = (worth && budget > 0).then(|| ground.draft(toward(urgent, &all.shares, ground.for_vms(), budget), true));
+    let least = least.unwrap_or_else(|| ground.least());
+    let toward = || toward(least.shares.clone(), &all.shares, ground.for_vms(), budget);
+    let some = (worth && budget > 0).then(|| ground.draft(toward(), true));
     let chosen = match some {
         Some(some) if some.paid <= budget => some,
         _ => least,
@@ -124,6 +128,11 @@ impl Ground<'_> {
         let all = self.scene.layout.cores_in(self.usable).len();
         let firm = self.views.iter().map(|view| view.claim(true).firm).sum();
         all - self.balancer.host_need().cores.min(all.saturating_sub(firm))
+    }
+
+    /// What has to be done in any case.
+    fn least(&self) -> Draft {
+        self.draft(self.shares(true), true)
     }
 
     /// Where everyone's cores are then; if `rests`, nobody moves for a better place.

@@ -46,10 +46,10 @@ struct Table<'a> {
     refused: Vec<bool>,
     /// Who has given: it cannot give to a second at the same time, nor get.
     given: Vec<bool>,
-    /// Who can give without missing it, those with most last; those that have given are taken off.
-    spares: Vec<usize>,
-    /// Who holds more than it needs of its guarantee, in the same way, once that was asked.
-    users: Option<Vec<usize>>,
+    /// Who can give without missing it.
+    spares: Givers,
+    /// Who can give what it uses beyond its guarantee, once that was asked.
+    users: Option<Givers>,
 }
 
 /// A VM's part.
@@ -80,6 +80,49 @@ impl Row {
     /// What it holds and does not need.
     fn spare(&self) -> Bytes {
         self.held.saturating_sub(self.target.max(self.keeps).max(self.needed))
+    }
+
+    /// What it holds beyond what it needs of its guarantee, whether it uses that or not.
+    fn beyond(&self) -> Bytes {
+        self.held.saturating_sub(self.needed)
+    }
+
+    /// What of that it does not use.
+    fn unused(&self) -> Bytes {
+        self.held.saturating_sub(self.needed.max(self.keeps))
+    }
+}
+
+/// Those who can give, who has most last; each is asked once.
+#[derive(Debug)]
+struct Givers {
+    rows: Vec<usize>,
+    part: fn(&Row) -> Bytes,
+}
+
+impl Givers {
+    fn new(rows: &[Row], block: Bytes, part: fn(&Row) -> Bytes) -> Self {
+        let can = |index: &usize| rows[*index].gives && part(&rows[*index]) >= block;
+        let mut givers: Vec<usize> = (0..rows.len()).filter(can).collect();
+        givers.sort_by_key(|index| (part(&rows[*index]), Reverse(*index)));
+        Self { rows: givers, part }
+    }
+
+    /// Who of those who are `free` can give most, and how much of `wanted`.
+    fn next(
+        &mut self,
+        rows: &[Row],
+        free: impl Fn(usize) -> bool,
+        wanted: Bytes,
+        block: Bytes,
+    ) -> Option<(usize, Bytes)> {
+        while let Some(index) = self.rows.pop() {
+            let part = (self.part)(&rows[index]).min(wanted).round_down(block);
+            if free(index) && !part.is_zero() {
+                return Some((index, part));
+            }
+        }
+        None
     }
 }
 
@@ -197,7 +240,7 @@ impl Draft<'_> {
         let mut near: Vec<usize> = (0..self.tables.len()).collect();
         near.sort_by_key(|place| {
             let other = self.tables[*place].node;
-            (self.scene.host.distances.get(node, other).unwrap_or(if node == other { 10 } else { 20 }), other)
+            (self.scene.distance(node, other), other)
         });
         near
     }
@@ -290,11 +333,8 @@ impl<'a> Table<'a> {
             row.target = target;
         }
         let none = vec![false; rows.len()];
-        let mut spares: Vec<usize> = (0..rows.len()).filter(|index| rows[*index].gives).collect();
-        spares.retain(|index| rows[*index].spare() >= block);
-        spares.sort_by_key(|index| (rows[*index].spare(), Reverse(*index)));
         Self {
-            spares,
+            spares: Givers::new(&rows, block, Row::spare),
             users: None,
             node,
             block,
@@ -312,9 +352,10 @@ impl<'a> Table<'a> {
     fn host(&mut self, balancer: &Balancer, scene: &Scene<'_>) {
         let need = balancer.host_need().memory.get(&self.node).copied().unwrap_or_default();
         let mut missing = need.saturating_sub(scene.pool.on(self.node));
+        let mut unused = Givers::new(&self.rows, self.block, Row::unused);
         while missing >= self.block {
-            let unused = |row: &Row| row.held.saturating_sub(row.needed.max(row.keeps));
-            let Some((index, part)) = self.giver(usize::MAX, unused, missing) else { return };
+            let free = |index: usize| self.is_free(index);
+            let Some((index, part)) = unused.next(&self.rows, free, missing, self.block) else { return };
             self.step(Holder::Vm(self.views[index].vm.name.clone()), Holder::Pool, part, Why::Host);
             self.given[index] = true;
             self.rows[index].held = self.rows[index].held.saturating_sub(part);
@@ -379,12 +420,8 @@ impl<'a> Table<'a> {
             self.pool = self.pool.saturating_sub(part);
             got += part;
         }
-        // What others do not need; for a guarantee, then what they use beyond theirs.
         while missing.saturating_sub(got) >= self.block {
-            let wanted = missing.saturating_sub(got);
-            let giver = self.spare_giver(index, wanted);
-            let giver = giver.or_else(|| urgent.then(|| self.using_giver(index, wanted)).flatten());
-            let Some((giver, part)) = giver else { break };
+            let Some((giver, part)) = self.giver(index, urgent, missing.saturating_sub(got)) else { break };
             self.step(Holder::Vm(self.views[giver].vm.name.clone()), Holder::Vm(name.clone()), part, why);
             self.gets[index] = true;
             self.given[giver] = true;
@@ -399,41 +436,16 @@ impl<'a> Table<'a> {
         got
     }
 
-    /// Who can give most without missing it.
-    fn spare_giver(&mut self, but: usize, wanted: Bytes) -> Option<(usize, Bytes)> {
-        while let Some(index) = self.spares.pop() {
-            if index != but && self.is_free(index) {
-                return Some((index, self.rows[index].spare().min(wanted).round_down(self.block)));
-            }
+    /// Who can give most, and how much of `wanted`: what it does not need; for a guarantee, then what it uses beyond its own.
+    fn giver(&mut self, to: usize, urgent: bool, wanted: Bytes) -> Option<(usize, Bytes)> {
+        let Self { rows, block, gets, given, spares, users, .. } = self;
+        let free = |index: usize| index != to && !gets[index] && !given[index];
+        let spare = spares.next(rows, free, wanted, *block);
+        if spare.is_some() || !urgent {
+            return spare;
         }
-        None
-    }
-
-    /// Who holds most beyond what it needs of its guarantee, whether it uses that or not.
-    fn using_giver(&mut self, but: usize, wanted: Bytes) -> Option<(usize, Bytes)> {
-        let rows = &self.rows;
-        let beyond = |index: usize| rows[index].held.saturating_sub(rows[index].needed);
-        let users = self.users.get_or_insert_with(|| {
-            let mut users: Vec<usize> = (0..rows.len()).filter(|index| rows[*index].gives).collect();
-            users.retain(|index| beyond(*index) >= self.block);
-            users.sort_by_key(|index| (beyond(*index), Reverse(*index)));
-            users
-        });
-        while let Some(index) = users.pop() {
-            if index != but && !self.gets[index] && !self.given[index] {
-                return Some((index, beyond(index).min(wanted).round_down(self.block)));
-            }
-        }
-        None
-    }
-
-    /// Who can give most of what `spare` says, and how much of `wanted`.
-    fn giver(&self, but: usize, spare: impl Fn(&Row) -> Bytes, wanted: Bytes) -> Option<(usize, Bytes)> {
-        let can = |index: &usize| *index != but && self.rows[*index].gives && self.is_free(*index);
-        let most = |index: &usize| (spare(&self.rows[*index]), Reverse(*index));
-        let best = (0..self.rows.len()).filter(can).max_by_key(most)?;
-        let part = spare(&self.rows[best]).min(wanted).round_down(self.block);
-        (!part.is_zero()).then_some((best, part))
+        let users = users.get_or_insert_with(|| Givers::new(rows, *block, Row::beyond));
+        users.next(rows, free, wanted, *block)
     }
 
     fn step(&mut self, from: Holder, to: Holder, bytes: Bytes, why: Why) {

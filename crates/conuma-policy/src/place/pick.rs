@@ -147,7 +147,7 @@ mod tests {
     fn layout() -> Layout {
         let seat = |core: u32| {
             let cpus = CpuSet::from([CpuId(core)]);
-            (CoreId(core), Seat { node: None, cache: CpuId(core / 4 * 4), cpus, place: 0 })
+            (CoreId(core), Seat { node: None, cache: CpuId(core / 4 * 4), cpus })
         };
         Layout {
             cores: (0..8).map(seat).collect(),

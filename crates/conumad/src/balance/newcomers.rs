@@ -56,8 +56,8 @@ impl Manager {
                 || self.balancer.rules().vms.contains_key(name)
                 || self.newcomers.iter().any(|other| other.scene.name == *name)
         };
-        let names = (0..).filter_map(|number| format!("new-{number}").parse::<VmName>().ok());
-        let name = names.into_iter().find(|name| !taken(name)).unwrap_or_else(|| spec.name.clone());
+        let mut names = (0..).filter_map(|number| format!("new-{number}").parse::<VmName>().ok());
+        let name = names.find(|name| !taken(name)).unwrap_or_else(|| spec.name.clone());
         self.newcomers.push(Newcomer::new(name, spec, weight, until, reply));
         self.wake(Cause::Start, Duration::ZERO);
     }

@@ -134,11 +134,12 @@ impl Room {
         let (room, entry, running) = (self.clone(), entry.clone(), running.clone());
         tokio::spawn(async move {
             let wanted = || *room.pressure.borrow();
-            let mut told = wanted();
-            room.watch(&entry, &running, told).await;
-            while told != wanted() {
-                told = wanted();
+            loop {
+                let told = wanted();
                 room.watch(&entry, &running, told).await;
+                if told == wanted() {
+                    break;
+                }
             }
         });
     }
