@@ -144,6 +144,7 @@ fn report(about: Lie) -> Report {
         refaults: Some(much.0),
         active_file: Some(much),
         shmem: Some(much),
+        kept: Some(much),
     };
     Report { uptime: Duration::from_secs(1), nodes: (0..4).map(node).collect(), ..Report::default() }
 }

@@ -389,6 +389,8 @@ pub(crate) struct NodeReport {
     pub(crate) active_file: Option<u64>,
     #[prost(uint64, optional, tag = "14")]
     pub(crate) shmem: Option<u64>,
+    #[prost(uint64, optional, tag = "15")]
+    pub(crate) kept: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]

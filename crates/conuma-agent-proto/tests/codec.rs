@@ -141,7 +141,7 @@ fn reports() -> impl Strategy<Value = Report> {
             waited: queue.map(|n| Duration::from_micros(n.into())),
         },
     );
-    let newer = any::<(Option<u64>, Option<u64>, Option<u64>)>();
+    let newer = any::<(Option<u64>, Option<u64>, Option<u64>, Option<u64>)>();
     let memory = (node(), any::<[u64; 10]>(), newer).prop_map(|(node, n, newer)| NodeReport {
         node,
         total: Bytes(n[0]),
@@ -157,6 +157,7 @@ fn reports() -> impl Strategy<Value = Report> {
         refaults: newer.0,
         active_file: newer.1.map(Bytes),
         shmem: newer.2.map(Bytes),
+        kept: newer.3.map(Bytes),
     });
     let line = || {
         (0u32..=10_000, 0u32..=10_000, micros()).prop_map(|(avg10, avg60, total)| PressureLine { avg10, avg60, total })
@@ -420,7 +421,7 @@ fn older_peers_are_understood() {
     let report = decode_response(&[8, 1, 0x72, 6, 0x1a, 4, 8, 3, 16, 5]).unwrap();
     let Ok(Reply::Report(Report { nodes, .. })) = report.body else { panic!("{report:?}") };
     assert_eq!((nodes[0].node, nodes[0].total), (GuestNodeId(3), Bytes(5)));
-    assert_eq!((nodes[0].refaults, nodes[0].active_file, nodes[0].shmem), (None, None, None));
+    assert_eq!((nodes[0].refaults, nodes[0].active_file, nodes[0].shmem, nodes[0].kept), (None, None, None, None));
 }
 
 #[test]

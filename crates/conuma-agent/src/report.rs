@@ -24,6 +24,8 @@ struct Layout {
     blocks: Blocks,
     /// Pages of the zone that can be emptied.
     movable: u64,
+    /// Pages that the kernel keeps free.
+    kept: u64,
 }
 
 impl Reporter {
@@ -69,7 +71,7 @@ impl Reporter {
         let info = proc.node_meminfo(node.0).unwrap_or_default();
         let (total, free, file) = (info.bytes("MemTotal"), info.bytes("MemFree"), info.bytes("FilePages"));
         let (huge_total, huge_free) = memory::huge_pages(kernel, node);
-        let Layout { blocks, movable } = self.layout(kernel, proc, node, total, zones);
+        let Layout { blocks, movable, kept } = self.layout(kernel, proc, node, total, zones);
         NodeReport {
             node,
             total,
@@ -85,6 +87,7 @@ impl Reporter {
             refaults: proc.node_refaults(node.0).ok().flatten(),
             active_file: Some(info.bytes("Active(file)")),
             shmem: Some(info.bytes("Shmem")),
+            kept: Some(memory::pages(kept)),
         }
     }
 
@@ -106,9 +109,10 @@ impl Reporter {
             return *layout;
         }
         let zones = zones.get_or_init(|| proc.zones().unwrap_or_default());
-        let movable = zones.iter().filter(|zone| zone.node == node.0 && zone.name == "Movable");
-        let movable = movable.map(|zone| zone.managed).sum();
-        let layout = Layout { blocks: memory::read_blocks(kernel, &names), movable };
+        let own = || zones.iter().filter(|zone| zone.node == node.0);
+        let movable = own().filter(|zone| zone.name == "Movable").map(|zone| zone.managed).sum();
+        let kept = own().map(Zone::kept).sum();
+        let layout = Layout { blocks: memory::read_blocks(kernel, &names), movable, kept };
         self.layouts.insert(node, (key, layout));
         layout
     }

@@ -198,7 +198,7 @@ fn reports_say_what_the_kernel_says() {
     let node = &report.nodes[1];
     assert_eq!((node.total, node.free), (Bytes::kib(NODE_KIB), Bytes::mib(512)));
     assert_eq!((node.file, node.available), (Bytes::mib(128), Bytes::mib(639)));
-    assert_eq!(node.movable, Bytes::mib(4));
+    assert_eq!((node.movable, node.kept), (Bytes::mib(4), Some(Bytes::kib(64))));
     assert_eq!((node.huge_total, node.huge_free), (Bytes::mib(8), Bytes::mib(6)));
     assert_eq!((node.blocks_online, node.blocks_offline), (Bytes::mib(512), Bytes::ZERO));
 

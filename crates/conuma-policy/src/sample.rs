@@ -54,6 +54,8 @@ pub struct NodeSample {
     pub free: Bytes,
     /// Could be unused without swapping: free, clean cache, reclaimable kernel objects.
     pub available: Bytes,
+    /// Of what is free, what the kernel does not give to tasks.
+    pub kept: Bytes,
     /// Page cache, without shared memory.
     pub file: Bytes,
     /// Of that, what is used again and again (the active list).

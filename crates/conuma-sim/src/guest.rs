@@ -300,6 +300,7 @@ impl<'a> Guest<'a> {
                 total: Bytes(total as u64),
                 free: Bytes((available - file) as u64),
                 available: Bytes(available as u64),
+                kept: Bytes::ZERO,
                 file: Bytes(file as u64),
                 active_file: Some(Bytes(file as u64 / 4)),
                 refaults: Some(counters.refaults[place] as u64),

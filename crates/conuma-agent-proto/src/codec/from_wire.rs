@@ -402,6 +402,7 @@ impl TryFrom<wire::NodeReport> for NodeReport {
             refaults: node.refaults,
             active_file: node.active_file.map(Bytes),
             shmem: node.shmem.map(Bytes),
+            kept: node.kept.map(Bytes),
         })
     }
 }

@@ -302,6 +302,7 @@ impl From<&NodeReport> for wire::NodeReport {
             refaults: node.refaults,
             active_file: node.active_file.map(|bytes| bytes.0),
             shmem: node.shmem.map(|bytes| bytes.0),
+            kept: node.kept.map(|bytes| bytes.0),
         }
     }
 }

@@ -179,6 +179,10 @@ pub struct NodeEstimateInfo {
     /// Page cache worth keeping.
     #[schema(value_type = u64)]
     pub cache: Bytes,
+    /// What its kernel keeps free, and no task can use.
+    #[serde(default)]
+    #[schema(value_type = u64)]
+    pub kept: Bytes,
     /// Room that it should have.
     #[schema(value_type = u64)]
     pub headroom: Bytes,

@@ -109,10 +109,23 @@ pub struct Zone {
     pub free: u64,
     /// Pages that the page allocator manages.
     pub managed: u64,
+    /// With so many free it is content: its high watermark, without what the kernel adds for a while against fragmentation.
+    pub high: u64,
+    /// So many it keeps, besides, from those who could be served by a higher zone (`vm.lowmem_reserve_ratio`).
+    pub protection: u64,
+}
+
+impl Zone {
+    /// Pages that are free and yet nobody's to use: the kernel counts the same off its `MemAvailable`.
+    pub fn kept(&self) -> u64 {
+        self.high.saturating_add(self.protection).min(self.managed)
+    }
 }
 
 fn parse_zones(text: &str) -> Option<Vec<Zone>> {
     let mut zones: Vec<Zone> = Vec::new();
+    // Told before the watermarks that contain it; kernels that have none do not tell it.
+    let mut boost = 0;
     for line in text.lines() {
         let words: Vec<&str> = line.split_ascii_whitespace().collect();
         match *words.as_slice() {
@@ -121,9 +134,17 @@ fn parse_zones(text: &str) -> Option<Vec<Zone>> {
                 name: name.to_owned(),
                 free: 0,
                 managed: 0,
+                high: 0,
+                protection: 0,
             }),
             ["pages", "free", pages] => zones.last_mut()?.free = pages.parse().ok()?,
+            ["boost", pages] => boost = pages.parse().ok()?,
+            ["high", pages] => zones.last_mut()?.high = pages.parse::<u64>().ok()?.saturating_sub(boost),
             ["managed", pages] => zones.last_mut()?.managed = pages.parse().ok()?,
+            ["protection:", ref zones_above @ ..] => {
+                let pages = zones_above.iter().map(|word| word.trim_matches(['(', ',', ')']).parse().ok());
+                zones.last_mut()?.protection = pages.collect::<Option<Vec<u64>>>()?.into_iter().max().unwrap_or(0);
+            }
             _ => {}
         }
     }
@@ -245,19 +266,39 @@ Node 0, zone      DMA
   per-node stats
       nr_inactive_anon 0
   pages free     2816
-        boost    0
-        min      5
+        boost    30
+        min      35
+        low      36
+        high     40
         spanned  4095
         present  3998
         managed  3840
-        protection: (0, 200)
+        protection: (0, 150, 200, 200)
+      nr_free_pages 2816
+  pagesets
+    cpu: 0
+              count:    5
+              high:     300
 Node 1, zone  Movable
   pages free     100
+        boost    0
+        high     25
         managed  32768
+        protection: (0, 0, 0, 0)
+Node 1, zone   Device
+  pages free     0
+        high     7
+        managed  0
+        protection: (0, 0, 0, 90)
 ";
         let zones = parse_zones(text).unwrap();
-        assert_eq!(zones[0], Zone { node: 0, name: "DMA".into(), free: 2816, managed: 3840 });
-        assert_eq!(zones[1], Zone { node: 1, name: "Movable".into(), free: 100, managed: 32768 });
+        assert_eq!(
+            zones[0],
+            Zone { node: 0, name: "DMA".into(), free: 2816, managed: 3840, high: 10, protection: 200 }
+        );
+        let movable = Zone { node: 1, name: "Movable".into(), free: 100, managed: 32768, high: 25, protection: 0 };
+        assert_eq!(zones[1], movable);
+        assert_eq!(zones.iter().map(Zone::kept).collect::<Vec<_>>(), [210, 25, 0], "no more than there is");
     }
 
     #[test]

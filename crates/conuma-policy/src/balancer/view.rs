@@ -159,7 +159,9 @@ impl<'a> View<'a> {
     /// What it cannot do without on a node.
     pub(super) fn keeps_on(&self, node: NodeId) -> Bytes {
         match self.estimate.and_then(|estimate| estimate.memory.get(&node)) {
-            Some(estimate) => estimate.in_use + Bytes(estimate.headroom.0 / 2) + self.kept_by_kernel(node),
+            Some(estimate) => {
+                estimate.in_use + estimate.kept + Bytes(estimate.headroom.0 / 2) + self.kept_by_kernel(node)
+            }
             None => self.vm.holding.on(node),
         }
     }

@@ -48,11 +48,13 @@ impl NodeEstimator {
         // A jump is no trend: twice what is in use is foreseen at most.
         let growth = (self.growth * tuning.foresight).min(in_use);
         let headroom = (in_use * tuning.headroom).max(LEAST_ROOM.0 as f64);
-        let short = (sample.available.0 as f64) < headroom;
+        // What a size of the node brings along: it is no growth.
+        let kept = sample.kept.min(sample.total);
+        let short = (sample.available.saturating_sub(kept).0 as f64) < headroom;
         let refaults = now.refaults.is_some_and(|bytes| bytes > REFAULTS * total.max(1.0));
         // A stall is of the guest as a whole: it is about this node if little is available here.
         let pressed = refaults || (short && stall.is_some_and(|stall| stall > STALLED));
-        let calm = in_use + cache + headroom;
+        let calm = in_use + cache + headroom + kept.0 as f64;
         let target = if pressed { calm.max(total * (1.0 + PRESSED)) } else { calm };
         self.level = follow(self.level, target, elapsed, tuning.attack, tuning.memory_decay);
         let wanted = self.level.max(calm + growth);
@@ -68,6 +70,7 @@ impl NodeEstimator {
             total: sample.total,
             in_use: now.in_use,
             cache: bytes(cache),
+            kept,
             headroom: bytes(headroom),
             growth: bytes(growth),
             refaults: now.refaults,
@@ -89,8 +92,7 @@ mod tests {
             free: total.saturating_sub(in_use + Bytes::mib(file)),
             available: total.saturating_sub(in_use),
             file: Bytes::mib(file),
-            active_file: None,
-            refaults: None,
+            ..NodeSample::default()
         };
         NodeReading { sample, in_use, growth, refaults: Some(refaults) }
     }
@@ -110,6 +112,20 @@ mod tests {
         let with = settle(reading(4096, 1000, 1000, 0.0, 0.0), 0.0, 60);
         let difference = with.wanted.saturating_sub(without.wanted);
         assert!(difference > Bytes::mib(200) && difference < Bytes::mib(300), "{difference}");
+    }
+
+    #[test]
+    fn what_the_kernel_keeps_is_wanted_besides() {
+        let mut keeps = reading(1024, 500, 0, 0.0, 0.0);
+        let without = settle(keeps, 0.2, 60);
+        keeps.sample.kept = Bytes::mib(100);
+        assert_eq!(settle(keeps, 0.0, 60).wanted, without.wanted + Bytes::mib(100));
+        // Nothing is left of what is free: stalls are about this node.
+        keeps.sample.kept = Bytes::mib(500);
+        let pressed = settle(keeps, 0.2, 60);
+        assert!(without.why == MemoryWhy::WorkingSet && pressed.why == MemoryWhy::Pressure, "{pressed:?}");
+        keeps.sample.kept = Bytes(u64::MAX);
+        assert!(settle(keeps, 0.0, 60).wanted <= Bytes::mib(500 + 75 + 1024), "no more than there is");
     }
 
     #[test]

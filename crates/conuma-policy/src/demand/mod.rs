@@ -80,6 +80,8 @@ pub struct NodeEstimate {
     pub in_use: Bytes,
     /// Page cache worth keeping.
     pub cache: Bytes,
+    /// What its kernel keeps free, and no task can use.
+    pub kept: Bytes,
     /// Room that it should have.
     pub headroom: Bytes,
     /// What it is expected to use more by the end of the foresight.

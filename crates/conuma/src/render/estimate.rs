@@ -12,9 +12,19 @@ pub(super) fn tables<'a>(vms: impl Iterator<Item = (&'a str, &'a EstimateInfo)>,
     let mut cores =
         Table::new(&["vm", ">wants", ">held", ">used", ">waiting", ">stall", ">probe", ">memory stall", "why"])
             .indented(2);
-    let mut memory =
-        Table::new(&["vm", ">node", ">wants", ">in use", ">cache", ">headroom", ">growth", ">refaults", "why"])
-            .indented(2);
+    let mut memory = Table::new(&[
+        "vm",
+        ">node",
+        ">wants",
+        ">in use",
+        ">cache",
+        ">kernel",
+        ">headroom",
+        ">growth",
+        ">refaults",
+        "why",
+    ])
+    .indented(2);
     for (vm, estimate) in vms {
         if estimate.at_unix_ms.is_none() {
             let unknown = std::iter::repeat_n("-".to_owned(), 7);
@@ -62,7 +72,8 @@ pub(super) fn one(estimate: &EstimateInfo, style: Style) -> String {
         return text;
     }
     let mut table =
-        Table::new(&[">node", ">wants", ">in use", ">cache", ">headroom", ">growth", ">refaults"]).indented(2);
+        Table::new(&[">node", ">wants", ">in use", ">cache", ">kernel", ">headroom", ">growth", ">refaults"])
+            .indented(2);
     for (node, estimate) in &estimate.memory {
         table.row(std::iter::once(node.to_string()).chain(amounts(estimate)));
     }
@@ -76,13 +87,14 @@ pub(super) fn one(estimate: &EstimateInfo, style: Style) -> String {
     text
 }
 
-/// Wanted, in use, cache, headroom, growth, refaults.
-fn amounts(estimate: &NodeEstimateInfo) -> [String; 6] {
-    let NodeEstimateInfo { wanted, in_use, cache, headroom, growth, refaults, stall: _, why: _ } = estimate;
+/// Wanted, in use, cache, what the kernel keeps, headroom, growth, refaults.
+fn amounts(estimate: &NodeEstimateInfo) -> [String; 7] {
+    let NodeEstimateInfo { wanted, in_use, cache, kept, headroom, growth, refaults, stall: _, why: _ } = estimate;
     [
         wanted.to_string(),
         in_use.to_string(),
         cache.to_string(),
+        kept.to_string(),
         headroom.to_string(),
         growth.to_string(),
         // Saturates, and is 0 for what is no number.

@@ -34,6 +34,7 @@ fn estimate() -> EstimateInfo {
         wanted: Bytes::mib(wanted),
         in_use: Bytes::mib(wanted - 200),
         cache: Bytes::mib(64) + Bytes(12_345),
+        kept: Bytes::mib(8),
         headroom: Bytes::mib(100),
         growth: Bytes::mib(36),
         refaults,

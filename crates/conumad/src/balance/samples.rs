@@ -159,6 +159,7 @@ fn sample_of(report: &Report, replica: &Replica, at: Duration) -> Sample {
             total: node.total,
             free: node.free,
             available: node.available,
+            kept: node.kept.unwrap_or_default(),
             file: node.file.saturating_sub(node.shmem.unwrap_or_default()),
             active_file: node.active_file,
             refaults: node.refaults,
@@ -227,6 +228,7 @@ mod tests {
             refaults: Some(7),
             active_file: None,
             shmem: Some(Bytes::mib(32)),
+            kept: None,
         };
         let some = PressureLine { total: second, ..PressureLine::default() };
         let report = Report {

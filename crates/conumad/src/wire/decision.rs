@@ -142,6 +142,7 @@ fn node_estimate(of: &NodeEstimate) -> api::NodeEstimateInfo {
         wanted: of.wanted,
         in_use: of.in_use,
         cache: of.cache,
+        kept: of.kept,
         headroom: of.headroom,
         growth: of.growth,
         refaults: of.refaults.map(finite),

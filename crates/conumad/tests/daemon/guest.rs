@@ -271,6 +271,7 @@ fn report(uptime: Duration) -> Report {
         refaults: Some(0),
         active_file: Some(Bytes::ZERO),
         shmem: Some(Bytes::ZERO),
+        kept: Some(Bytes::ZERO),
     };
     Report { uptime, nodes: (0..NODES).map(node).collect(), ..Report::default() }
 }

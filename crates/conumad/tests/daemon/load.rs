@@ -92,6 +92,7 @@ impl Load {
                 refaults: Some(0),
                 active_file: Some(Bytes::ZERO),
                 shmem: Some(Bytes::ZERO),
+                kept: Some(Bytes::ZERO),
             }
         };
         Report {
