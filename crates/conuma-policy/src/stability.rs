@@ -18,7 +18,7 @@ const MEMORY: u32 = 10;
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Stability {
     cores: BTreeMap<VmName, Duration>,
-    memory: BTreeMap<(VmName, NodeId), Duration>,
+    memory: BTreeMap<VmName, BTreeMap<NodeId, Duration>>,
     /// When, and how many moves of the budget.
     spent: VecDeque<(Duration, u32)>,
 }
@@ -32,7 +32,7 @@ impl Stability {
                     self.cores.insert(vm.clone(), now);
                 }
                 for node in step.step.what.memory.keys() {
-                    self.memory.insert((vm.clone(), *node), now);
+                    self.memory.entry(vm.clone()).or_default().insert(*node, now);
                 }
             }
         }
@@ -41,7 +41,10 @@ impl Stability {
         }
         self.spent.retain(|(at, _)| now.saturating_sub(*at) < MINUTE);
         let dwell = tuning.dwell() * MEMORY;
-        self.memory.retain(|_, at| now.saturating_sub(*at) < dwell);
+        self.memory.retain(|_, nodes| {
+            nodes.retain(|_, at| now.saturating_sub(*at) < dwell);
+            !nodes.is_empty()
+        });
         self.cores.retain(|_, at| now.saturating_sub(*at) < MINUTE.max(dwell * 2));
     }
 
@@ -57,7 +60,7 @@ impl Stability {
 
     /// Whether a VM's memory on a node moved a moment ago.
     pub(crate) fn memory_dwells(&self, vm: &VmName, node: NodeId, now: Duration, tuning: &Tuning) -> bool {
-        let at = self.memory.get(&(vm.clone(), node));
+        let at = self.memory.get(vm).and_then(|nodes| nodes.get(&node));
         at.is_some_and(|at| now.saturating_sub(*at) < tuning.dwell() * MEMORY)
     }
 
@@ -71,6 +74,6 @@ impl Stability {
     /// A VM has ended.
     pub(crate) fn forget(&mut self, vm: &VmName) {
         self.cores.remove(vm);
-        self.memory.retain(|(other, _), _| other != vm);
+        self.memory.remove(vm);
     }
 }

@@ -47,7 +47,7 @@ pub(super) fn decide(balancer: &Balancer, scene: &Scene<'_>, now: Duration) -> D
             holding.add(&step.step.what);
         }
     }
-    let nodes: Vec<NodeId> = scene.host.memory.keys().copied().collect();
+    let unknown = BTreeMap::new();
     let mut outlooks: Vec<(u32, Outlook)> = Vec::with_capacity(views.len());
     let mut below = BTreeSet::new();
     for (index, view) in views.iter().enumerate() {
@@ -56,11 +56,8 @@ pub(super) fn decide(balancer: &Balancer, scene: &Scene<'_>, now: Duration) -> D
         if view.estimate.is_some() && balancer.rules.tuning.lend_idle_guarantee {
             below.insert(view.vm.name.clone());
         }
-        let wanted: BTreeMap<NodeId, Bytes> = match view.estimate {
-            Some(_) => nodes.iter().map(|node| (*node, view.wanted_on(*node))).collect(),
-            None => BTreeMap::new(),
-        };
-        let score = |holding: &Resources, own: &[CoreId]| score(balancer, scene, view, holding, own, &wanted);
+        let wanted = if view.estimate.is_some() { &view.memory } else { &unknown };
+        let score = |holding: &Resources, own: &[CoreId]| score(balancer, scene, view, holding, own, wanted);
         let score_now = score(&view.vm.holding, &view.cores);
         let score_after = match after == view.vm.holding {
             true => score_now,

@@ -8,7 +8,7 @@ use conuma_topology::{Bytes, CoreId, CpuSet, NodeId};
 
 use super::Balancer;
 use crate::decision::Held;
-use crate::demand::Estimate;
+use crate::demand::{Estimate, NodeEstimate};
 use crate::divide::CoreClaim;
 use crate::place::{Home, Map};
 use crate::rules::Terms;
@@ -43,6 +43,8 @@ pub(super) struct View<'a> {
     pub(super) allowed: Option<CpuSet>,
     /// Where its memory and its devices are.
     pub(super) home: Home,
+    /// What it wants of each node's memory; where that is not known, what it holds.
+    pub(super) memory: BTreeMap<NodeId, Bytes>,
 }
 
 impl<'a> View<'a> {
@@ -95,6 +97,7 @@ impl<'a> View<'a> {
         };
         let is_mute = estimate.is_none() && balancer.is_mute(&vm.name, now);
         let home = map.home(&home(vm, estimate));
+        let memory = scene.host.memory.keys().map(|node| (*node, wanted_on(vm, estimate, *node))).collect();
         Self {
             vm,
             terms,
@@ -109,6 +112,7 @@ impl<'a> View<'a> {
             named,
             allowed,
             home,
+            memory,
         }
     }
 
@@ -138,38 +142,22 @@ impl<'a> View<'a> {
         }
     }
 
-    /// What it wants of a node's memory; where that is not known, what it holds.
-    pub(super) fn wanted_on(&self, node: NodeId) -> Bytes {
-        match self.estimate {
-            Some(estimate) => {
-                let wanted = estimate.memory.get(&node).map_or(Bytes::ZERO, |estimate| estimate.wanted);
-                // What the kernel keeps for itself is no part of what it reports, but of what it holds.
-                wanted + self.kept_by_kernel(node)
-            }
-            None => self.vm.holding.on(node),
-        }
-    }
-
-    /// What it holds beyond what its guest can use: the kernel's own, and the map of memory.
-    fn kept_by_kernel(&self, node: NodeId) -> Bytes {
-        let total = self.estimate.and_then(|estimate| estimate.memory.get(&node)).map(|node| node.total);
-        total.map_or(Bytes::ZERO, |total| self.vm.holding.on(node).saturating_sub(total))
-    }
-
-    /// What it cannot do without on a node.
+    /// What it cannot do without on a node; what its kernel cannot give it is part of that.
     pub(super) fn keeps_on(&self, node: NodeId) -> Bytes {
-        match self.estimate.and_then(|estimate| estimate.memory.get(&node)) {
+        let held = self.vm.holding.on(node);
+        match estimate_on(self.estimate, node) {
             Some(estimate) => {
-                estimate.in_use + estimate.kept + Bytes(estimate.headroom.0 / 2) + self.kept_by_kernel(node)
+                let out_of_reach = held.saturating_sub(estimate.total);
+                estimate.in_use + estimate.kept + Bytes(estimate.headroom.0 / 2) + out_of_reach
             }
-            None => self.vm.holding.on(node),
+            None => held,
         }
     }
 
     /// Of its guarantee of memory, what it needs on each of these nodes.
-    pub(super) fn needed_memory(&self, nodes: &[NodeId], lend_idle: bool) -> BTreeMap<NodeId, Bytes> {
+    pub(super) fn needed_memory(&self, lend_idle: bool) -> BTreeMap<NodeId, Bytes> {
         let lend_idle = lend_idle && self.estimate.is_some();
-        let wanted = |node: &NodeId| self.wanted_on(*node);
+        let wanted = |node: &NodeId| self.memory.get(node).copied().unwrap_or_default();
         let held = |node: &NodeId| self.vm.holding.on(*node);
         match &self.terms.guarantee.memory {
             None => BTreeMap::new(),
@@ -180,10 +168,10 @@ impl<'a> View<'a> {
                 guaranteed.iter().map(needed).collect()
             }
             Some(MemoryDemand::Total(total)) => {
-                let claims =
-                    nodes.iter().map(|node| if lend_idle { wanted(node) } else { wanted(node).max(held(node)) });
-                let parts = anywhere(*total, nodes.iter().map(held), claims);
-                nodes.iter().copied().zip(parts).collect()
+                let claim =
+                    |(node, wanted): (&NodeId, &Bytes)| if lend_idle { *wanted } else { held(node).max(*wanted) };
+                let parts = anywhere(*total, self.memory.keys().map(held), self.memory.iter().map(claim));
+                self.memory.keys().copied().zip(parts).collect()
             }
         }
     }
@@ -233,6 +221,21 @@ fn whole(wanted: f64, held: usize, band: f64) -> (usize, f64) {
 /// which a load that trembles does not reach.
 fn at_least(wanted: f64) -> usize {
     (wanted - 0.15 - (0.015 * wanted).min(0.15)).ceil().max(1.0) as usize
+}
+
+/// What a VM is believed to want of a node.
+fn estimate_on(estimate: Option<&Estimate>, node: NodeId) -> Option<&NodeEstimate> {
+    estimate?.memory.get(&node)
+}
+
+/// What it wants of a node's memory; where that is not known, what it holds.
+fn wanted_on(vm: &VmScene, estimate: Option<&Estimate>, node: NodeId) -> Bytes {
+    match (estimate, estimate_on(estimate, node)) {
+        // What its kernel keeps for itself, as the map of memory, is no part of what it reports, but of what it holds.
+        (_, Some(estimate)) => estimate.wanted + vm.holding.on(node).saturating_sub(estimate.total),
+        (Some(_), None) => Bytes::ZERO,
+        (None, None) => vm.holding.on(node),
+    }
 }
 
 /// Where a VM's memory and devices are, as shares.

@@ -34,40 +34,51 @@ pub fn memory(total: Bytes, block: Bytes, claims: &[MemoryClaim]) -> Vec<Bytes> 
 
 /// Raises the lowest shares by weight together until nothing is left or all have what they want.
 fn fill(mut rest: u64, claims: &[MemoryClaim], shares: &mut [u64], cap: impl Fn(&MemoryClaim) -> u64) -> u64 {
-    let weight = |index: usize| f64::from(claims[index].weight.max(1));
-    let mut open: Vec<usize> = (0..claims.len()).filter(|index| shares[*index] < cap(&claims[*index])).collect();
-    // By the level at which each has all that it wants.
-    open.sort_by(|a, b| {
-        let full = |index: usize| cap(&claims[index]) as f64 / weight(index);
-        full(*a).total_cmp(&full(*b)).then(a.cmp(b))
+    let open = claims.iter().enumerate().filter(|(index, claim)| shares[*index] < cap(claim)).map(|(index, claim)| {
+        Open { index, weight: f64::from(claim.weight.max(1)), share: shares[index], cap: cap(claim) }
     });
-    let level = level(rest, &open, shares, &cap, claims, &weight);
-    for index in open {
-        let wanted = cap(&claims[index]).min((level * weight(index)) as u64).max(shares[index]);
-        let more = (wanted - shares[index]).min(rest);
+    let mut open: Vec<Open> = open.collect();
+    let enough = open.iter().try_fold(rest, |rest, claim| rest.checked_sub(claim.cap - claim.share)).is_some();
+    let level = if enough { f64::INFINITY } else { level(rest, &open) };
+    // By the level at which each has all that it wants.
+    if !enough {
+        open.sort_unstable_by(|a, b| a.full().total_cmp(&b.full()).then(a.index.cmp(&b.index)));
+    }
+    for Open { index, weight, share, cap } in open {
+        let wanted = cap.min((level * weight) as u64).max(share);
+        let more = (wanted - share).min(rest);
         shares[index] += more;
         rest -= more;
     }
     rest
 }
 
-/// The level, in bytes by weight, up to which `rest` lifts everyone. `open` is sorted by the level at which each has all that it wants.
-fn level(
-    rest: u64,
-    open: &[usize],
-    shares: &[u64],
-    cap: &impl Fn(&MemoryClaim) -> u64,
-    claims: &[MemoryClaim],
-    weight: &impl Fn(usize) -> f64,
-) -> f64 {
+/// A claim that wants more than it has yet.
+struct Open {
+    index: usize,
+    weight: f64,
+    /// What it has.
+    share: u64,
+    /// What it wants.
+    cap: u64,
+}
+
+impl Open {
+    /// The level at which it has all that it wants.
+    fn full(&self) -> f64 {
+        self.cap as f64 / self.weight
+    }
+}
+
+/// The level, in bytes by weight, up to which `rest` lifts everyone.
+fn level(rest: u64, open: &[Open]) -> f64 {
     // Between two levels at which somebody begins to be lifted or has enough, what is needed grows evenly.
     let mut edges: Vec<(f64, f64)> = Vec::with_capacity(2 * open.len());
-    for index in open {
-        let weight = weight(*index);
-        edges.push((shares[*index] as f64 / weight, weight));
-        edges.push((cap(&claims[*index]) as f64 / weight, -weight));
+    for claim in open {
+        edges.push((claim.share as f64 / claim.weight, claim.weight));
+        edges.push((claim.full(), -claim.weight));
     }
-    edges.sort_by(|a, b| a.0.total_cmp(&b.0));
+    edges.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
     let (mut level, mut lifted, mut left) = (0.0, 0.0, rest as f64);
     for (edge, weight) in edges {
         let needed = (edge - level) * lifted;
@@ -99,5 +110,15 @@ mod tests {
         assert_eq!(shares(3000, &[claim(100, 0, 400), claim(200, 0, 4000)]), [400, 2600]);
         assert_eq!(shares(3000, &[claim(100, 2000, 4000), claim(100, 0, 4000)]), [2000, 1000]);
         assert_eq!(shares(3000, &[claim(100, 0, 400), claim(100, 0, 500)]), [400, 500]);
+    }
+
+    #[test]
+    fn where_it_is_just_enough_no_block_is_lost() {
+        for weight in 1..1000 {
+            assert_eq!(
+                shares(3002, &[claim(weight, 0, 1000), claim(70, 0, 1000), claim(170, 0, 1002)]),
+                [1000, 1000, 1002]
+            );
+        }
     }
 }

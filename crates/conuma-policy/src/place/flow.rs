@@ -115,9 +115,12 @@ impl<'a> Flow<'a> {
             return;
         }
         let places = self.free.len();
+        let more: Vec<f64> = (0..places).map(|node| self.more(row, node)).collect();
         for a in 0..places {
+            let last = (self.counts[row][a] > 0).then(|| self.last(row, a));
             for b in (0..places).filter(|b| *b != a) {
-                let (cost, edge) = (self.step(row, a, b), self.edges[a][b]);
+                let cost = last.map_or(f64::INFINITY, |last| more[b] - last);
+                let edge = self.edges[a][b];
                 if cost < edge.cost || (edge.row == row && cost == edge.cost) {
                     self.edges[a][b] = Edge { cost, row };
                 } else if edge.row == row {

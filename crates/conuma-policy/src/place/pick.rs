@@ -18,9 +18,10 @@ pub(super) fn pick(layout: &Layout, grid: &Grid, tenants: &[Tenant], counts: &[V
         .collect();
     for (node, cores) in grid.cores.iter().enumerate() {
         let mut rest: BTreeSet<CoreId> = cores.iter().copied().collect();
+        let comes = |row: usize| counts[row][node] > 0 && !tenants[row].fixed;
         // Those who may not have every core choose first, those with the fewest before the others.
         let mut limited: Vec<usize> =
-            (0..tenants.len()).filter(|row| !tenants[*row].fixed && tenants[*row].allowed.is_some()).collect();
+            (0..tenants.len()).filter(|row| comes(*row) && tenants[*row].allowed.is_some()).collect();
         limited
             .sort_by_key(|row| (tenants[*row].allowed.as_ref().map_or(usize::MAX, conuma_topology::CpuSet::len), *row));
         for row in limited {
@@ -39,7 +40,7 @@ pub(super) fn pick(layout: &Layout, grid: &Grid, tenants: &[Tenant], counts: &[V
             }
         }
         // Then what stays with the others.
-        let unlimited = |(_, tenant): &(usize, &Tenant)| !tenant.fixed && tenant.allowed.is_none();
+        let unlimited = |(row, tenant): &(usize, &Tenant)| comes(*row) && tenant.allowed.is_none();
         for (row, tenant) in tenants.iter().enumerate().filter(unlimited) {
             let own: Vec<CoreId> = tenant.held.iter().copied().filter(|core| rest.contains(core)).collect();
             for core in stay(layout, own, counts[row][node]) {
@@ -52,7 +53,7 @@ pub(super) fn pick(layout: &Layout, grid: &Grid, tenants: &[Tenant], counts: &[V
             chosen[row].iter().filter(|core| cores.binary_search(core).is_ok()).count()
         };
         let mut takers: Vec<(usize, usize)> = (0..tenants.len())
-            .filter(|row| !tenants[*row].fixed && tenants[*row].allowed.is_none())
+            .filter(|row| comes(*row) && tenants[*row].allowed.is_none())
             .map(|row| (row, counts[row][node].saturating_sub(have(row, &chosen))))
             .filter(|(_, missing)| *missing > 0)
             .collect();
