@@ -86,7 +86,7 @@ pub struct NodeReport {
     /// Shared memory and tmpfs (`Shmem`): part of `file`, but cannot be dropped. `None` of an agent that does not tell.
     pub shmem: Option<Bytes>,
     /// Of `free`, what the kernel keeps from tasks: high watermarks, and what lower zones keep from those who could use higher ones. Before
-    /// it goes below that, it takes memory of another node, or reclaims. `None` of an agent that does not tell.
+    /// it gives that, it takes memory of another node, or reclaims. `None` of an agent that does not tell.
     pub kept: Option<Bytes>,
 }
 

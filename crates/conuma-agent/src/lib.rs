@@ -38,3 +38,4 @@ pub mod tasks;
 pub mod triggers;
 pub mod watch;
 pub mod wish;
+mod zones;

@@ -10,6 +10,7 @@ use conuma_topology::{Bytes, GuestNodeId};
 use crate::cgroups::Cgroups;
 use crate::facts::online_nodes;
 use crate::kernel::Kernel;
+use crate::zones;
 
 const AUTO_ONLINE: &str = "sys/devices/system/memory/auto_online_blocks";
 const ONLINE_POLICY: &str = "sys/module/memory_hotplug/parameters/online_policy";
@@ -258,13 +259,12 @@ pub async fn confirm(
     };
     let blocks = read_blocks(kernel, &block_names(kernel, node));
     let zones = proc.zones().unwrap_or_default();
-    let movable = zones.iter().filter(|zone| zone.node == node.0 && zone.name == "Movable");
     Ok(MemoryState {
         node,
         total,
         free,
         online: blocks.online,
-        movable: movable.map(|zone| pages(zone.managed)).sum(),
+        movable: zones::movable(&zones, node),
         offline: blocks.offline,
         satisfied: total >= at_least,
         waited: began.elapsed(),

@@ -1,31 +1,22 @@
 //! Load and memory, read when the host asks or a trigger of pressure has fired.
 
-use std::cell::OnceCell;
 use std::collections::BTreeMap;
 
 use conuma_agent_proto::{CpuReport, NodeReport, Pressure, PressureLine, Report};
-use conuma_linux::procfs::{self, ProcError, ProcFs, Resource, Zone};
+use conuma_linux::procfs::{self, FreePages, Meminfo, ProcError, ProcFs, Resource};
 use conuma_topology::{Bytes, GuestCpuId, GuestNodeId};
 
 use crate::facts::online_nodes;
 use crate::kernel::Kernel;
 use crate::memory::{self, Blocks};
+use crate::zones::Zones;
 
 /// Makes reports; remembers what is dear to read and seldom changes.
 #[derive(Debug, Default)]
 pub struct Reporter {
-    /// By node: its total and its number of blocks when the rest was read, and what was read.
-    layouts: BTreeMap<GuestNodeId, ((Bytes, usize), Layout)>,
-}
-
-/// What of a node's memory only changes when memory comes or goes.
-#[derive(Debug, Clone, Copy)]
-struct Layout {
-    blocks: Blocks,
-    /// Pages of the zone that can be emptied.
-    movable: u64,
-    /// Pages that the kernel keeps free.
-    kept: u64,
+    /// By node: its total and its number of blocks when they were read, and what was read. A node has thousands of blocks.
+    blocks: BTreeMap<GuestNodeId, ((Bytes, usize), Blocks)>,
+    zones: Zones,
 }
 
 impl Reporter {
@@ -47,12 +38,16 @@ impl Reporter {
                 waited: queue.map(|queue| queue.waited),
             }
         });
-        let zones = OnceCell::new();
+        let uptime = proc.uptime()?;
+        let of_node = |node: GuestNodeId| (node, proc.node_meminfo(node.0).unwrap_or_default());
+        let nodes: Vec<(GuestNodeId, Meminfo)> = online_nodes(kernel).iter().map(of_node).collect();
+        self.zones.refresh(&proc, uptime, nodes.iter().map(|(_, info)| info.bytes("MemTotal")).collect());
+        let free = proc.free_by_zone().unwrap_or_default();
         let pressure = |resource| proc.pressure(resource).ok().map(to_message);
         Ok(Report {
-            uptime: proc.uptime()?,
+            uptime,
             cpus: cpus.collect(),
-            nodes: online_nodes(kernel).iter().map(|node| self.node(kernel, &proc, node, &zones)).collect(),
+            nodes: nodes.iter().map(|(node, info)| self.node(kernel, &proc, *node, info, &free)).collect(),
             runnable: stat.running,
             blocked: stat.blocked,
             cpu_pressure: pressure(Resource::Cpu),
@@ -66,12 +61,12 @@ impl Reporter {
         kernel: &dyn Kernel,
         proc: &ProcFs,
         node: GuestNodeId,
-        zones: &OnceCell<Vec<Zone>>,
+        info: &Meminfo,
+        free_pages: &FreePages,
     ) -> NodeReport {
-        let info = proc.node_meminfo(node.0).unwrap_or_default();
         let (total, free, file) = (info.bytes("MemTotal"), info.bytes("MemFree"), info.bytes("FilePages"));
         let (huge_total, huge_free) = memory::huge_pages(kernel, node);
-        let Layout { blocks, movable, kept } = self.layout(kernel, proc, node, total, zones);
+        let blocks = self.blocks(kernel, node, total);
         NodeReport {
             node,
             total,
@@ -79,7 +74,7 @@ impl Reporter {
             available: info.available_on_node(),
             file,
             anonymous: info.bytes("AnonPages"),
-            movable: memory::pages(movable),
+            movable: self.zones.movable(node),
             huge_total,
             huge_free,
             blocks_online: blocks.online,
@@ -87,34 +82,22 @@ impl Reporter {
             refaults: proc.node_refaults(node.0).ok().flatten(),
             active_file: Some(info.bytes("Active(file)")),
             shmem: Some(info.bytes("Shmem")),
-            kept: Some(memory::pages(kept)),
+            kept: self.zones.kept(node, free_pages),
         }
     }
 
-    /// A node has thousands of blocks, and the kernel tells of zones only together with every CPU's part in each: they are
-    /// read again only when the node's size or the number of its blocks has changed.
-    fn layout(
-        &mut self,
-        kernel: &dyn Kernel,
-        proc: &ProcFs,
-        node: GuestNodeId,
-        total: Bytes,
-        zones: &OnceCell<Vec<Zone>>,
-    ) -> Layout {
+    /// Read again only when the node's size or the number of its blocks has changed.
+    fn blocks(&mut self, kernel: &dyn Kernel, node: GuestNodeId, total: Bytes) -> Blocks {
         let names = memory::block_names(kernel, node);
         let key = (total, names.len());
-        if let Some((known, layout)) = self.layouts.get(&node)
+        if let Some((known, blocks)) = self.blocks.get(&node)
             && *known == key
         {
-            return *layout;
+            return *blocks;
         }
-        let zones = zones.get_or_init(|| proc.zones().unwrap_or_default());
-        let own = || zones.iter().filter(|zone| zone.node == node.0);
-        let movable = own().filter(|zone| zone.name == "Movable").map(|zone| zone.managed).sum();
-        let kept = own().map(Zone::kept).sum();
-        let layout = Layout { blocks: memory::read_blocks(kernel, &names), movable, kept };
-        self.layouts.insert(node, (key, layout));
-        layout
+        let blocks = memory::read_blocks(kernel, &names);
+        self.blocks.insert(node, (key, blocks));
+        blocks
     }
 }
 

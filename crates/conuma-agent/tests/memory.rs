@@ -202,6 +202,24 @@ fn reports_say_what_the_kernel_says() {
     assert_eq!((node.huge_total, node.huge_free), (Bytes::mib(8), Bytes::mib(6)));
     assert_eq!((node.blocks_online, node.blocks_offline), (Bytes::mib(512), Bytes::ZERO));
 
+    // The kernel keeps no more than is free; its marks are dear to read, and seldom change.
+    guest.put("proc/buddyinfo", "Node 1, zone  Movable  3  1  0\n");
+    assert_eq!(reporter.report(&*guest).unwrap().nodes[1].kept, Some(Bytes::kib(20)));
+    guest.put("proc/buddyinfo", "Node 1, zone  Movable  100  0  0\n");
+    guest.put(
+        "proc/zoneinfo",
+        "Node 1, zone  Movable\n  pages free     10\n        high     32\n        managed  1024\n",
+    );
+    assert_eq!(reporter.report(&*guest).unwrap().nodes[1].kept, Some(Bytes::kib(64)), "not read again in vain");
+    guest.put("proc/uptime", "42.34 50.00\n");
+    assert_eq!(reporter.report(&*guest).unwrap().nodes[1].kept, Some(Bytes::kib(128)), "it was long ago");
+    guest.put(
+        "proc/zoneinfo",
+        "Node 1, zone  Movable\n  pages free     10\n        high     8\n        managed  1024\n",
+    );
+    guest.put("sys/devices/system/node/node0/meminfo", "Node 0 MemTotal: 5 kB\n");
+    assert_eq!(reporter.report(&*guest).unwrap().nodes[1].kept, Some(Bytes::kib(32)), "another node has changed");
+
     guest.write("sys/devices/system/memory/memory4/state", "offline").unwrap();
     assert_eq!(reporter.report(&*guest).unwrap().nodes[1].blocks_offline, Bytes::ZERO, "not read again in vain");
     guest.put("sys/devices/system/node/node1/meminfo", "Node 1 MemTotal: 5 kB\n");

@@ -163,6 +163,38 @@ fn memory_goes_to_whom_it_is_short_before_it_stalls() {
 }
 
 #[test]
+fn what_a_kernel_keeps_is_no_room() {
+    // What a keeps of node 1 when b wants more of it than there is, and what b then holds, while all use 300 MiB.
+    let held = |kept: u64| {
+        let mut world = two(AUTO);
+        for vm in ["a", "b"] {
+            world.loads.get_mut(&name(vm)).unwrap().kept = Bytes::mib(kept);
+        }
+        world.run(60);
+        let quiet = world.mib("b", 1);
+        world.uses("b", 1, 4000);
+        world.run(60);
+        (world.mib("a", 1), quiet)
+    };
+    let (without, with) = (held(0), held(100));
+    assert_eq!(without.1, with.1, "nobody is short");
+    assert!(with.0 >= without.0 + 100, "{without:?}, {with:?}");
+}
+
+#[test]
+fn nobody_has_more_than_it_holds_whatever_it_claims() {
+    let mut world = two(AUTO);
+    world.loads.get_mut(&name("a")).unwrap().kept = Bytes(u64::MAX);
+    world.report(1000);
+    world.report(1000);
+    let decision = world.decide();
+    let a = decision.vms.iter().find(|outlook| outlook.vm == name("a")).unwrap();
+    let node = a.estimate.memory[&NodeId(1)];
+    assert_eq!(node.in_use + node.kept, Bytes::mib(1024));
+    assert!(node.wanted <= Bytes::mib(1024 + 45), "{node:?}");
+}
+
+#[test]
 fn what_a_node_does_not_have_comes_from_the_nearest() {
     let mut world = World::new("2n4c1t@1G", AUTO);
     world.vm("a", 2, "0-3", 0);

@@ -112,8 +112,8 @@ fn burst(stage: &Stage) -> Verdict {
 
 /// Nothing of node 1 is in the pool; `a` has it and does not use it. `b` fills it bit by bit, and never has to go elsewhere.
 fn growth(stage: &Stage) -> Verdict {
-    // What the policy keeps free where a guest works is 32 MiB, less the 16 MiB that are not worth moving. A larger step could be foreseen by
-    // nobody.
+    // What the policy keeps free where a guest works is 32 MiB or more, less 16 MiB or more that are not worth moving. A larger step could be
+    // foreseen by nobody.
     const STEP: Bytes = Bytes::mib(10);
     const STEPS: u64 = 38;
     with_policy(stage, || {

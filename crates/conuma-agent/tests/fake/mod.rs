@@ -115,6 +115,7 @@ pub fn guest(release: &str) -> Arc<FakeGuest> {
         "some avg10=12.50 avg60=1.00 avg300=0.00 total=99\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n",
     );
     file("proc/zoneinfo", "Node 1, zone  Movable\n  pages free     10\n        high     16\n        managed  1024\n");
+    file("proc/buddyinfo", "Node 1, zone  Movable  100  0  0\n");
     file("proc/irq/default_smp_affinity", "ff\n");
     file("proc/irq/24/smp_affinity_list", "0-7\n");
     file("proc/irq/25/smp_affinity_list", "6\n");

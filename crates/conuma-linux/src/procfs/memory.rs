@@ -1,4 +1,4 @@
-//! Where memory is: `numa_maps`, a node's `meminfo`, zones, `vmstat`.
+//! Where memory is: `numa_maps`, a node's `meminfo`, `vmstat`.
 
 use std::collections::BTreeMap;
 
@@ -98,59 +98,6 @@ impl Meminfo {
     }
 }
 
-/// A zone of a node, from `/proc/zoneinfo`. Amounts are in pages of the kernel's base size.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Zone {
-    /// Its node.
-    pub node: u32,
-    /// `DMA32`, `Normal`, `Movable` and so on.
-    pub name: String,
-    /// Free pages.
-    pub free: u64,
-    /// Pages that the page allocator manages.
-    pub managed: u64,
-    /// With so many free it is content: its high watermark, without what the kernel adds for a while against fragmentation.
-    pub high: u64,
-    /// So many it keeps, besides, from those who could be served by a higher zone (`vm.lowmem_reserve_ratio`).
-    pub protection: u64,
-}
-
-impl Zone {
-    /// Pages that are free and yet nobody's to use: the kernel counts the same off its `MemAvailable`.
-    pub fn kept(&self) -> u64 {
-        self.high.saturating_add(self.protection).min(self.managed)
-    }
-}
-
-fn parse_zones(text: &str) -> Option<Vec<Zone>> {
-    let mut zones: Vec<Zone> = Vec::new();
-    // Told before the watermarks that contain it; kernels that have none do not tell it.
-    let mut boost = 0;
-    for line in text.lines() {
-        let words: Vec<&str> = line.split_ascii_whitespace().collect();
-        match *words.as_slice() {
-            ["Node", node, "zone", name] => zones.push(Zone {
-                node: node.trim_end_matches(',').parse().ok()?,
-                name: name.to_owned(),
-                free: 0,
-                managed: 0,
-                high: 0,
-                protection: 0,
-            }),
-            ["pages", "free", pages] => zones.last_mut()?.free = pages.parse().ok()?,
-            ["boost", pages] => boost = pages.parse().ok()?,
-            ["high", pages] => zones.last_mut()?.high = pages.parse::<u64>().ok()?.saturating_sub(boost),
-            ["managed", pages] => zones.last_mut()?.managed = pages.parse().ok()?,
-            ["protection:", ref zones_above @ ..] => {
-                let pages = zones_above.iter().map(|word| word.trim_matches(['(', ',', ')']).parse().ok());
-                zones.last_mut()?.protection = pages.collect::<Option<Vec<u64>>>()?.into_iter().max().unwrap_or(0);
-            }
-            _ => {}
-        }
-    }
-    (!zones.is_empty()).then_some(zones)
-}
-
 /// Adds up what a node's `vmstat` has of pages that came back: one counter before Linux 5.9, then one for anonymous pages
 /// and one for the page cache.
 fn parse_refaults(text: &str) -> Option<Option<u64>> {
@@ -195,11 +142,6 @@ impl ProcFs {
     /// The machine's memory.
     pub fn meminfo(&self) -> Result<Meminfo, ProcError> {
         self.parsed("proc/meminfo", "lines of amounts", Meminfo::parse)
-    }
-
-    /// All zones of all nodes, populated or not.
-    pub fn zones(&self) -> Result<Vec<Zone>, ProcError> {
-        self.parsed("proc/zoneinfo", "zones of nodes", parse_zones)
     }
 
     /// The kernel's event counters (`pgmigrate_success` and so on).
@@ -257,48 +199,6 @@ mod tests {
         assert_eq!(parse_refaults("workingset_nodes 1\nworkingset_refault 5\n"), Some(Some(5)));
         assert_eq!(parse_refaults("nr_free_pages 7\n"), Some(None), "not counted");
         assert_eq!(parse_refaults("workingset_refault_file x\n"), None);
-    }
-
-    #[test]
-    fn zones_of_two_nodes() {
-        let text = "\
-Node 0, zone      DMA
-  per-node stats
-      nr_inactive_anon 0
-  pages free     2816
-        boost    30
-        min      35
-        low      36
-        high     40
-        spanned  4095
-        present  3998
-        managed  3840
-        protection: (0, 150, 200, 200)
-      nr_free_pages 2816
-  pagesets
-    cpu: 0
-              count:    5
-              high:     300
-Node 1, zone  Movable
-  pages free     100
-        boost    0
-        high     25
-        managed  32768
-        protection: (0, 0, 0, 0)
-Node 1, zone   Device
-  pages free     0
-        high     7
-        managed  0
-        protection: (0, 0, 0, 90)
-";
-        let zones = parse_zones(text).unwrap();
-        assert_eq!(
-            zones[0],
-            Zone { node: 0, name: "DMA".into(), free: 2816, managed: 3840, high: 10, protection: 200 }
-        );
-        let movable = Zone { node: 1, name: "Movable".into(), free: 100, managed: 32768, high: 25, protection: 0 };
-        assert_eq!(zones[1], movable);
-        assert_eq!(zones.iter().map(Zone::kept).collect::<Vec<_>>(), [210, 25, 0], "no more than there is");
     }
 
     #[test]

@@ -8,16 +8,18 @@ mod memory;
 mod pressure;
 mod stat;
 mod task;
+mod zones;
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::read_text;
-pub use memory::{Meminfo, NumaMapping, Zone, parse_numa_maps};
+pub use memory::{Meminfo, NumaMapping, parse_numa_maps};
 pub use pressure::{Pressure, PressureLine, Resource, parse_pressure};
 pub use stat::{CpuSched, CpuTimes, SystemStat};
 pub use task::{Pid, SchedStat, TaskStat, Tid};
+pub use zones::{FreePages, Zone};
 
 /// The unit of times in `/proc/stat` and of task start times: `USER_HZ`, 100 a second on every
 /// architecture that Conuma runs on (x86-64, arm64).

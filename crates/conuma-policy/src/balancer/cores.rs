@@ -54,8 +54,8 @@ pub(super) fn plan(
     }
     // What is needed moves in any case; of the rest, what the budget allows.
     let least = least.unwrap_or_else(|| ground.least());
-    let toward = || toward(least.shares.clone(), &all.shares, ground.for_vms(), budget);
-    let some = (worth && budget > 0).then(|| ground.draft(toward(), true));
+    let shares = || toward(least.shares.clone(), &all.shares, ground.for_vms(), budget);
+    let some = (worth && budget > 0).then(|| ground.draft(shares(), true));
     let chosen = match some {
         Some(some) if some.paid <= budget => some,
         _ => least,

@@ -465,8 +465,7 @@ fn row(view: &View<'_>, needed: Bytes, room: Bytes, node: NodeId, block: Bytes, 
     let most = (boot + device).min(limit).min(Bytes(held.0.saturating_add(room.0))).max(held);
     let untouched = matches!(view.held, Some(Held::Pinned | Held::HandsOff)) || vm.busy.memory.contains(&node);
     // A part of a block is had with the whole of it only.
-    let wanted =
-        view.memory.get(&node).copied().unwrap_or_default().max(boot).saturating_sub(boot).round_up(block) + boot;
+    let wanted = view.wanted_on(node).max(boot).saturating_sub(boot).round_up(block) + boot;
     let needed = needed.min(most).max(boot);
     Row {
         held,

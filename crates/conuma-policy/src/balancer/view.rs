@@ -97,7 +97,7 @@ impl<'a> View<'a> {
         };
         let is_mute = estimate.is_none() && balancer.is_mute(&vm.name, now);
         let home = map.home(&home(vm, estimate));
-        let memory = scene.host.memory.keys().map(|node| (*node, wanted_on(vm, estimate, *node))).collect();
+        let memory = scene.host.memory.keys().map(|node| (*node, wants(vm, estimate, *node))).collect();
         Self {
             vm,
             terms,
@@ -142,6 +142,11 @@ impl<'a> View<'a> {
         }
     }
 
+    /// What it wants of a node's memory.
+    pub(super) fn wanted_on(&self, node: NodeId) -> Bytes {
+        self.memory.get(&node).copied().unwrap_or_default()
+    }
+
     /// What it cannot do without on a node; what its kernel cannot give it is part of that.
     pub(super) fn keeps_on(&self, node: NodeId) -> Bytes {
         let held = self.vm.holding.on(node);
@@ -154,10 +159,10 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Of its guarantee of memory, what it needs on each of these nodes.
+    /// Of its guarantee of memory, what it needs on each node.
     pub(super) fn needed_memory(&self, lend_idle: bool) -> BTreeMap<NodeId, Bytes> {
         let lend_idle = lend_idle && self.estimate.is_some();
-        let wanted = |node: &NodeId| self.memory.get(node).copied().unwrap_or_default();
+        let wanted = |node: &NodeId| self.wanted_on(*node);
         let held = |node: &NodeId| self.vm.holding.on(*node);
         match &self.terms.guarantee.memory {
             None => BTreeMap::new(),
@@ -229,9 +234,9 @@ fn estimate_on(estimate: Option<&Estimate>, node: NodeId) -> Option<&NodeEstimat
 }
 
 /// What it wants of a node's memory; where that is not known, what it holds.
-fn wanted_on(vm: &VmScene, estimate: Option<&Estimate>, node: NodeId) -> Bytes {
+fn wants(vm: &VmScene, estimate: Option<&Estimate>, node: NodeId) -> Bytes {
     match (estimate, estimate_on(estimate, node)) {
-        // What its kernel keeps for itself, as the map of memory, is no part of what it reports, but of what it holds.
+        // What is out of its kernel's reach, as the map of memory, is no part of what it reports, but of what it holds.
         (_, Some(estimate)) => estimate.wanted + vm.holding.on(node).saturating_sub(estimate.total),
         (Some(_), None) => Bytes::ZERO,
         (None, None) => vm.holding.on(node),

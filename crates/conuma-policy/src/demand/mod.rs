@@ -128,6 +128,7 @@ impl Estimator {
             let held = holding.on(*node);
             claimed.total = claimed.total.min(held);
             claimed.available = claimed.available.min(claimed.total);
+            claimed.kept = claimed.kept.min(claimed.available);
             claimed.file = claimed.file.min(claimed.total);
             claimed.active_file = claimed.active_file.map(|active| active.min(claimed.total));
         }

@@ -17,6 +17,8 @@ pub struct Load {
     pub threads: f64,
     pub in_use: BTreeMap<NodeId, Bytes>,
     pub file: Bytes,
+    /// What the kernel keeps free on every node.
+    pub kept: Bytes,
     pub stall: f64,
 }
 
@@ -149,6 +151,7 @@ impl World {
                         free: available.saturating_sub(file),
                         available,
                         file,
+                        kept: load.kept,
                         ..NodeSample::default()
                     };
                     (*node, node_sample)

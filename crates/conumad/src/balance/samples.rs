@@ -228,7 +228,7 @@ mod tests {
             refaults: Some(7),
             active_file: None,
             shmem: Some(Bytes::mib(32)),
-            kept: None,
+            kept: Some(Bytes::mib(16)),
         };
         let some = PressureLine { total: second, ..PressureLine::default() };
         let report = Report {
@@ -246,7 +246,7 @@ mod tests {
         assert_eq!(sample.cpus, [(CpuId(0), busy), (CpuId(3), busy)].into());
         assert_eq!(sample.nodes.len(), 1);
         let node = sample.nodes[&NodeId(1)];
-        assert_eq!((node.file, node.refaults), (Bytes::mib(64), Some(7)));
+        assert_eq!((node.file, node.refaults, node.kept), (Bytes::mib(64), Some(7), Bytes::mib(16)));
     }
 
     #[test]
