@@ -30,6 +30,11 @@ pub struct HostCore {
 }
 
 impl Host {
+    /// How far a node is from another, as the firmware tells: 10 is near. What it does not tell is one step.
+    pub fn distance(&self, from: NodeId, to: NodeId) -> u32 {
+        self.distances.get(from, to).unwrap_or(if from == to { 10 } else { 20 })
+    }
+
     /// The host that `machine` describes, less a reserve: whole cores of which any CPU is in
     /// `reserve_cpus`, and `reserve_memory` of each node (all of a smaller node).
     ///

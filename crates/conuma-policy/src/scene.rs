@@ -113,13 +113,6 @@ pub struct Scene<'a> {
     pub wall: WallTime,
 }
 
-impl Scene<'_> {
-    /// How far a node is from another, as the firmware tells: 10 is near. What it does not tell is one step.
-    pub(crate) fn distance(&self, from: NodeId, to: NodeId) -> u32 {
-        self.host.distances.get(from, to).unwrap_or(if from == to { 10 } else { 20 })
-    }
-}
-
 /// A VM now.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VmScene {

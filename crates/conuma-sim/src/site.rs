@@ -229,8 +229,7 @@ fn steps_away(host: &Host, nodes: &[NodeId]) -> f64 {
     let mut steps = Vec::new();
     for from in nodes {
         for to in nodes.iter().filter(|to| *to != from) {
-            let distance = host.distances.get(*from, *to).unwrap_or(20);
-            steps.push(f64::from(distance.saturating_sub(10)) / 10.0);
+            steps.push(f64::from(host.distance(*from, *to).saturating_sub(10)) / 10.0);
         }
     }
     if steps.is_empty() { 0.0 } else { steps.iter().sum::<f64>() / steps.len() as f64 }

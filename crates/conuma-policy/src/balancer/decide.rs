@@ -17,7 +17,7 @@ pub(super) fn decide(balancer: &Balancer, scene: &Scene<'_>, now: Duration) -> D
     // What a VM holds that does not run yet is nobody's to give.
     let known = scene.vms.iter().fold(scene.pool.cpus.clone(), |sum, vm| sum.union(&vm.holding.cpus));
     let usable = known.difference(&scene.host.reserve.cpus).difference(&scene.offline);
-    let map = Map::new(scene.layout, scene.host.memory.keys().copied(), |from, to| scene.distance(from, to));
+    let map = Map::new(scene.layout, scene.host.memory.keys().copied(), |from, to| scene.host.distance(from, to));
     let views: Vec<View<'_>> = scene.vms.iter().map(|vm| View::new(balancer, scene, vm, &map, &usable, now)).collect();
     let mut cores = cores::plan(balancer, scene, &views, &usable, now);
     let budget = balancer.stability.budget(now, &balancer.rules.tuning, views.len());

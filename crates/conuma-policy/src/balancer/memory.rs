@@ -240,7 +240,7 @@ impl Draft<'_> {
         let mut near: Vec<usize> = (0..self.tables.len()).collect();
         near.sort_by_key(|place| {
             let other = self.tables[*place].node;
-            (self.scene.distance(node, other), other)
+            (self.scene.host.distance(node, other), other)
         });
         near
     }

@@ -39,11 +39,13 @@ fn fill(mut rest: u64, claims: &[MemoryClaim], shares: &mut [u64], cap: impl Fn(
     });
     let mut open: Vec<Open> = open.collect();
     let enough = open.iter().try_fold(rest, |rest, claim| rest.checked_sub(claim.cap - claim.share)).is_some();
-    let level = if enough { f64::INFINITY } else { level(rest, &open) };
-    // By the level at which each has all that it wants.
-    if !enough {
+    let level = if enough {
+        f64::INFINITY
+    } else {
+        // By the level at which each has all that it wants.
         open.sort_unstable_by(|a, b| a.full().total_cmp(&b.full()).then(a.index.cmp(&b.index)));
-    }
+        level(rest, &open)
+    };
     for Open { index, weight, share, cap } in open {
         let wanted = cap.min((level * weight) as u64).max(share);
         let more = (wanted - share).min(rest);
