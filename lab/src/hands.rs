@@ -10,6 +10,13 @@ impl Stage {
         self.lab.ok(&["conuma-lab-init", "qmp", &format!("/run/hand-{vm}.sock"), command]).map(drop)
     }
 
+    /// Begins to migrate a guest live, into a program that a shell runs in the host: it gets all of its memory and state. The VM
+    /// stays as it is until that has come to an end.
+    pub fn migrate(&self, vm: &str, into: &str) -> Result<()> {
+        let arguments = serde_json::json!({ "uri": format!("exec:{into}") }).to_string();
+        self.lab.ok(&["conuma-lab-init", "qmp", &format!("/run/hand-{vm}.sock"), "migrate", &arguments]).map(drop)
+    }
+
     /// What follows does not take resets so far for faults of the emulator: they were asked for.
     pub fn forgive_reset(&self) -> Result<()> {
         // The daemon goes on adding to the same file.

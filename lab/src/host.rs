@@ -131,6 +131,23 @@ impl Lab {
         self.run_within(&["/bin/true"], Duration::from_secs(60)).is_ok()
     }
 
+    /// The end of its console, and what QEMU said: why it died, if it did. Each line is marked, as it is no word of ours.
+    pub fn last_words(&self) -> String {
+        /// As many lines of each tell a panic from what came before.
+        const LINES: usize = 12;
+        let mut words = String::new();
+        for file in ["console.log", "qemu.log"] {
+            let text = fs::read(self.logs.join(file)).unwrap_or_default();
+            let text = String::from_utf8_lossy(&text);
+            let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+            for line in lines.iter().skip(lines.len().saturating_sub(LINES)) {
+                let line: String = line.chars().filter(|c| !c.is_control()).collect();
+                words.push_str(&format!("\n  {file}: {line}"));
+            }
+        }
+        words
+    }
+
     /// Copies what was logged inside to [`Self::logs`].
     pub fn collect_logs(&self) {
         let script = "for f in /run/*.log /run/*.console /var/lib/conuma/vms/*/qemu.log; do \

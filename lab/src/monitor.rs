@@ -84,9 +84,9 @@ impl Monitor {
         Ok(())
     }
 
-    /// Gives a command that takes no arguments.
-    pub fn order(&mut self, command: &str) -> Result<()> {
-        self.call(command, json!({})).map(drop)
+    /// Gives a command with its arguments, an object.
+    pub fn order(&mut self, command: &str, arguments: Value) -> Result<()> {
+        self.call(command, arguments).map(drop)
     }
 
     fn device(&self, node: u32) -> Result<String> {

@@ -30,7 +30,7 @@ const AUDIT: u32 = 20;
 const GUEST_CMDLINE: &str = "console=ttyS0 quiet nowatchdog mitigations=off nokaslr rdinit=/init";
 /// The emulator's SVM now and then corrupts a host that runs two guests on one processor: its kernel panics, or a guest
 /// faults and boots anew. That says nothing about what is tested.
-const BOOTS: usize = 3;
+const BOOTS: usize = 5;
 const GUESTS_BUDGET: Duration = Duration::from_secs(300);
 /// Guests at rest use so many microseconds of CPU time in half a second, all together: to be emulated costs that much.
 const AT_REST: u64 = 125_000;
@@ -83,7 +83,11 @@ impl Stage {
                 return Err(error.context(format!("logs: {}", stage.lab.logs.display())));
             }
             boots += 1;
-            writeln!(std::io::stdout(), "the emulator killed the host or a guest; booting again ({boots} of {BOOTS})")?;
+            let epitaph = stage.lab.last_words();
+            writeln!(
+                std::io::stdout(),
+                "the emulator killed the host or a guest; booting again ({boots} of {BOOTS}): {error:#}{epitaph}"
+            )?;
         }
     }
 
@@ -107,7 +111,11 @@ impl Stage {
                 return Err(error.context(format!("logs: {}", stage.lab.logs.display())));
             }
             plays += 1;
-            writeln!(std::io::stdout(), "the emulator failed the host or a guest: once more ({plays} of {BOOTS})")?;
+            let epitaph = stage.lab.last_words();
+            writeln!(
+                std::io::stdout(),
+                "the emulator failed the host or a guest: once more ({plays} of {BOOTS}): {error:#}{epitaph}"
+            )?;
         }
     }
 

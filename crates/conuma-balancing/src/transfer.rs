@@ -6,7 +6,7 @@ use std::time::Duration;
 use conuma_topology::VmName;
 use serde::{Deserialize, Serialize};
 
-use crate::action::{ActionId, Outcome};
+use crate::action::{ActionId, Failure, Outcome};
 use crate::duty::Knob;
 use crate::elsewhere::rounds;
 use crate::engine::Engine;
@@ -48,6 +48,8 @@ pub(crate) struct Leg {
     pub(crate) room_asked: bool,
     /// The donor's guest cannot do without all of it.
     pub(crate) needed: bool,
+    /// Why QEMU did not do what it was told, if it said.
+    pub(crate) refusal: Option<Failure>,
     /// An action of this leg that is out.
     pub(crate) asked: Option<ActionId>,
     /// What came of it.
@@ -136,6 +138,7 @@ impl Leg {
             until: Duration::MAX,
             room_asked: false,
             needed: false,
+            refusal: None,
             asked: None,
             answer: None,
             terms,

@@ -118,6 +118,11 @@ pub enum RunState {
     Running,
     /// It is paused: before its first instruction, or by someone.
     Paused,
+    /// A live migration is under way: it runs here still, or stands still for a moment, and its QEMU neither plugs nor unplugs
+    /// memory.
+    Migrating,
+    /// It was migrated away: its guest runs elsewhere, and here only if whoever migrated it lets it run again.
+    Migrated,
     /// The guest panicked, shut down or had an internal error.
     Stopped,
     /// Its process is gone.
@@ -148,6 +153,8 @@ pub enum VmEvent {
     Paused,
     /// It runs (again).
     Resumed,
+    /// A live migration began, went on, ended or failed: a hint to look at the run state.
+    Migration,
     /// A virtio-mem device has a new size. Rate-limited by QEMU: a hint to look, not a record.
     MemoryChanged,
     /// So many events were missed: any of them may have been.

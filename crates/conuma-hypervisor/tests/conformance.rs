@@ -6,15 +6,18 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use conuma_binding::{Accel, BindingPlan, PlanOptions, Reserve, VmSpec};
 use conuma_hypervisor::conformance::Subject;
 use conuma_hypervisor::fake::{FakeHypervisor, MemoryGateRoot};
 use conuma_hypervisor::gate::{Gate, Grip};
 use conuma_hypervisor::qemu::Qemu;
-use conuma_hypervisor::{CgroupRoot, GateRoot, Hypervisor, HypervisorError};
+use conuma_hypervisor::qmp::Qmp;
+use conuma_hypervisor::{CgroupRoot, GateRoot, Hypervisor, HypervisorError, RunState, VmEvent};
 use conuma_linux::procfs::ProcFs;
 use conuma_topology::{CpuSet, Machine};
+use serde_json::json;
 
 const QEMU: &str = "qemu-system-x86_64";
 const VM: &str = "name = \"vm-1\"\n[guarantee]\ncores = 1\nmemory = \"64M\"\n[boot]\nmemory_per_node = \"64M\"";
@@ -108,6 +111,43 @@ async fn a_qemu_that_refuses_its_arguments_says_why() {
         other => panic!("{other:?}"),
     }
     assert!(qemu.attach(&plan).await.unwrap().is_none());
+}
+
+/// Migrations into nowhere, one that is cancelled and one that comes to its end: where QEMU says that its guest stands.
+#[tokio::test(flavor = "multi_thread")]
+async fn qemu_tells_of_migrations() {
+    const BUDGET: Duration = Duration::from_secs(60);
+    let dir = tempfile::tempdir().unwrap();
+    let Some(qemu) = qemu(dir.path(), Arc::new(MemoryGateRoot::default())).await else { return };
+    let socket = dir.path().join("hand.sock");
+    let hand = format!("qemu_args = [\"-qmp\", \"unix:{},server=on,wait=off\"]\n{VM}", socket.display());
+    let vm = qemu.start(&plan(&hand, dir.path()), &CpuSet::new()).await.unwrap();
+    vm.resume().await.unwrap();
+    let hand = Qmp::connect(&socket, BUDGET).await.unwrap();
+    let order = async |command: &str, arguments| hand.call(command, arguments, BUDGET).await.unwrap();
+    let becomes = async |wanted: RunState| {
+        let until = Instant::now() + BUDGET;
+        while vm.run_state().await.unwrap() != wanted {
+            assert!(Instant::now() < until, "not {wanted:?} but {:?}", vm.run_state().await);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let mut events = vm.events();
+    // So slow that it does not end by itself.
+    order("migrate-set-parameters", json!({"max-bandwidth": 1024})).await;
+    order("migrate", json!({"uri": "exec:cat > /dev/null"})).await;
+    becomes(RunState::Migrating).await;
+    let told = async { while events.recv().await.unwrap() != VmEvent::Migration {} };
+    tokio::time::timeout(BUDGET, told).await.expect("an event of it");
+    order("migrate_cancel", json!({})).await;
+    becomes(RunState::Running).await;
+
+    order("migrate-set-parameters", json!({"max-bandwidth": 1_u64 << 40})).await;
+    order("migrate", json!({"uri": "exec:cat > /dev/null"})).await;
+    becomes(RunState::Migrated).await;
+    vm.resume().await.unwrap();
+    becomes(RunState::Running).await;
+    vm.end(BUDGET).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

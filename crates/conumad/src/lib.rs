@@ -19,6 +19,7 @@ pub mod clock;
 pub mod config;
 pub mod core;
 pub mod daemon;
+pub mod guest;
 mod host_cpus;
 pub mod http;
 pub mod journal;

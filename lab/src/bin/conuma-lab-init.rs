@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use conuma_lab::observe::{Watch, watch};
-use conuma_lab::{Client, Kill, Lie, Monitor, confine, kill_at, lie, print, serve};
+use conuma_lab::{Client, Hold, Kill, Lie, Monitor, confine, keep, kill_at, lie, print, serve};
 
 #[derive(Parser)]
 #[command(about = "The lab's hand inside its machines")]
@@ -53,8 +54,20 @@ enum Command {
     Qmp {
         /// The monitor.
         monitor: PathBuf,
-        /// The command, which takes no arguments.
+        /// The command.
         command: String,
+        /// Its arguments, a JSON object.
+        #[arg(default_value = "{}", value_parser = serde_json::Value::from_str)]
+        arguments: serde_json::Value,
+    },
+    /// Keep memory that the kernel cannot give away, until a file is removed.
+    Keep {
+        /// How it is kept.
+        how: Hold,
+        /// How much, in MiB.
+        mib: usize,
+        /// The file, made once the memory is kept.
+        held: PathBuf,
     },
     /// Kill a process at the n-th change of files that it writes.
     KillAt {
@@ -130,7 +143,10 @@ fn run(command: Command) -> Result<ExitCode> {
             let output = client.start(&argv, "")?.wait(Duration::from_secs(budget), &mut print)?;
             Ok(ExitCode::from(u8::try_from(output.code).unwrap_or(u8::MAX)))
         }
-        Command::Qmp { monitor, command } => Monitor::connect(&monitor)?.order(&command).map(|()| ExitCode::SUCCESS),
+        Command::Qmp { monitor, command, arguments } => {
+            Monitor::connect(&monitor)?.order(&command, arguments).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Keep { how, mib, held } => keep(mib << 20, how, &held).map(|()| ExitCode::SUCCESS),
         Command::KillAt { pid, nth, armed, killed, watch } => {
             kill_at(&Kill { pid, watch, nth, armed, killed }).map(|()| ExitCode::SUCCESS)
         }

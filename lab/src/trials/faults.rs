@@ -3,17 +3,18 @@
 use anyhow::Result;
 
 use super::grid::{GUESTS, TOPOLOGY};
-use super::{Report, Trial, balance, daemon, guests, intruders};
+use super::{Report, Trial, balance, daemon, guests, intruders, keepers, migrations};
 use crate::host::Kit;
 use crate::stage::Stage;
 
 pub(super) fn run(kit: &Kit, report: &mut Report) -> Result<()> {
     let open = || Stage::open(kit, "faults", TOPOLOGY, &GUESTS);
-    let usual: [&[Trial<Stage>]; 3] = [&daemon::TRIALS, &guests::TRIALS, &intruders::TRIALS];
+    let usual: [&[Trial<Stage>]; 5] =
+        [&daemon::TRIALS, &guests::TRIALS, &keepers::TRIALS, &migrations::TRIALS, &intruders::TRIALS];
     report.series(&usual.concat(), open)?;
     if report.all() {
         report.series(&guests::UNAIDED, || Stage::open(kit, "unaided", TOPOLOGY, &guests::ALONE))?;
-        let long: [&[Trial<Stage>]; 2] = [&daemon::LONG, &guests::LONG];
+        let long: [&[Trial<Stage>]; 3] = [&daemon::LONG, &guests::LONG, &keepers::LONG];
         report.series(&long.concat(), open)?;
     }
     let policy: [&[Trial<Stage>]; 2] = [&balance::TRIALS, if report.all() { &balance::LONG } else { &[] }];

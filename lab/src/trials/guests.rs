@@ -44,7 +44,7 @@ pub(super) const UNAIDED: [Trial<Stage>; 2] = [
 const LEND_CORE: &[&str] = &["conuma", "lend", "--from", "a", "--to", "b", "--cpus", "6"];
 
 /// Of what moves in the background while something befalls a guest.
-const LEND_BOTH: &[&str] =
+pub(super) const LEND_BOTH: &[&str] =
     &["conuma", "lend", "--from", "a", "--to", "b", "--cpus", "6-7", "--memory", "node1=256M", "--json"];
 
 /// From now on a liar answers in the place of the agent of `a`.
@@ -57,13 +57,18 @@ fn begin_to_lie(stage: &Stage, about: &str) -> Result<()> {
 }
 
 /// Whatever a trial left behind is undone: `a` runs, idle and honest, and has all that it had at first.
-fn ready(stage: &Stage) -> Result<()> {
+pub(super) fn ready(stage: &Stage) -> Result<()> {
     stage.monitor("a", "cont")?;
     stage.stop_any_load("a")?;
     stage.end_lies("a")?;
     stage.lab.guest("a", "rm -f /run/no-agent; umount /run/full 2>/dev/null; true")?;
     stage.until_agent("a")?;
-    as_at_first(stage)
+    as_at_first(stage)?;
+    // Where a liar has just gone the daemon may not have noticed yet, and the agent not have heard what its guest holds.
+    stage.lab.until("a to use what it holds", Duration::from_secs(120), |_| {
+        let uses = stage.guest_cpus("a")?;
+        Ok(if uses == cpus("2-7") { Look::Done(()) } else { Look::NotYet(format!("{uses}")) })
+    })
 }
 
 /// Resident memory of the daemon in KiB.

@@ -6,6 +6,8 @@ mod faults;
 mod grid;
 mod guests;
 mod intruders;
+mod keepers;
+mod migrations;
 mod odd;
 mod shapes;
 
@@ -112,9 +114,10 @@ impl Report {
                 }
                 let name = trial.name;
                 let why = verdict.err().map(|error| format!("{error:#}")).unwrap_or_default();
+                let epitaph = stage.as_ref().map(Theatre::last_words).unwrap_or_default();
                 writeln!(
                     std::io::stdout(),
-                    "lab trial {name}: the emulator failed it; once more on a new host ({why})"
+                    "lab trial {name}: the emulator failed it; once more on a new host ({why}){epitaph}"
                 )?;
                 // The old one must be gone first: there is room for one.
                 if let Ok(stage) = stage {
@@ -157,6 +160,9 @@ pub(crate) trait Theatre {
 
     /// Keeps what was logged in it.
     fn collect_logs(&self);
+
+    /// What its host said last.
+    fn last_words(&self) -> String;
 }
 
 impl Theatre for Lab {
@@ -167,6 +173,10 @@ impl Theatre for Lab {
     fn collect_logs(&self) {
         Self::collect_logs(self);
     }
+
+    fn last_words(&self) -> String {
+        Self::last_words(self)
+    }
 }
 
 impl Theatre for Stage {
@@ -176,5 +186,9 @@ impl Theatre for Stage {
 
     fn collect_logs(&self) {
         self.lab.collect_logs();
+    }
+
+    fn last_words(&self) -> String {
+        self.lab.last_words()
     }
 }

@@ -9,7 +9,7 @@ use super::host::ViolationInfo;
 use super::policy::PolicyMode;
 use super::resources::Holder;
 use super::transfer::{Plan, Stage, Transfer};
-use super::vm::GateState;
+use super::vm::{GateState, VmState};
 
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -51,6 +51,14 @@ pub enum EventKind {
         /// The VM.
         #[schema(value_type = String)]
         vm: VmName,
+    },
+    /// Whether the guest runs has changed: it was paused, goes on, is being migrated, was migrated away, cannot go on.
+    VmChanged {
+        /// The VM.
+        #[schema(value_type = String)]
+        vm: VmName,
+        /// What it is now.
+        state: VmState,
     },
     /// The agent answers.
     AgentConnected {
@@ -200,11 +208,12 @@ pub enum EventKind {
 
 impl EventKind {
     /// All kinds, as on the wire.
-    pub const NAMES: [&'static str; 24] = [
+    pub const NAMES: [&'static str; 25] = [
         "vm-starting",
         "vm-running",
         "vm-gone",
         "vm-reset",
+        "vm-changed",
         "agent-connected",
         "agent-lost",
         "vm-settled",
@@ -234,6 +243,7 @@ impl EventKind {
             Self::VmRunning { .. } => "vm-running",
             Self::VmGone { .. } => "vm-gone",
             Self::VmReset { .. } => "vm-reset",
+            Self::VmChanged { .. } => "vm-changed",
             Self::AgentConnected { .. } => "agent-connected",
             Self::AgentLost { .. } => "agent-lost",
             Self::VmSettled { .. } => "vm-settled",
@@ -264,6 +274,7 @@ impl EventKind {
             | Self::VmRunning { vm }
             | Self::VmGone { vm, .. }
             | Self::VmReset { vm }
+            | Self::VmChanged { vm, .. }
             | Self::AgentConnected { vm }
             | Self::AgentLost { vm, .. }
             | Self::VmSettled { vm }

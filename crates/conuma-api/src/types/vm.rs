@@ -16,6 +16,14 @@ pub enum VmState {
     Starting,
     /// QEMU runs.
     Running,
+    /// Someone paused the guest.
+    Paused,
+    /// The guest is being migrated live: its memory stays as it is meanwhile.
+    Migrating,
+    /// The guest was migrated away: it runs elsewhere, and what the VM holds here stays with it until it is stopped.
+    Migrated,
+    /// The guest panicked or had an internal error, and cannot go on.
+    Halted,
     /// It was told to end.
     Stopping,
     /// A state that this client does not know.

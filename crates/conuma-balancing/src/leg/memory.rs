@@ -203,8 +203,8 @@ fn shrink(leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, now:
         knob.want(None, now);
         return taken(leg, id, engine, now);
     }
-    let refused = matches!(knob.failed, Some(Failure::Refused(_) | Failure::Failed(_)));
-    if now < leg.until && !refused && !recipient_gone {
+    leg.refusal = refusal(knob);
+    if now < leg.until && leg.refusal.is_none() && !recipient_gone {
         if !leg.room_asked && now >= knob.changed + restart {
             let missing = knob.seen.size.saturating_sub(knob.asked);
             ask_for_room(missing, leg, id, place, engine, now);
@@ -226,7 +226,7 @@ fn settle(leg: &mut Leg, id: TransferId, engine: &mut Engine, now: Duration) -> 
         return Step::Waits;
     }
     let came = plugged.saturating_sub(knob.bound()).min(bytes);
-    let failed = knob.failed.clone();
+    let failed = knob.failed.clone().or(leg.refusal.take());
     knob.want(None, now);
     let kept = match leg.from.vm() {
         Some(vm) if leg.needed && left_unanswered(leg) => Reason::Unanswering(vm.clone()),
@@ -321,8 +321,8 @@ fn grow(leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, now: D
     if reached {
         return ask_to_confirm(leg, id, place, engine, now);
     }
-    let refused = matches!(knob.failed, Some(Failure::Refused(_) | Failure::Failed(_)));
-    if now < leg.until && !refused {
+    leg.refusal = refusal(knob);
+    if now < leg.until && leg.refusal.is_none() {
         return Step::Waits;
     }
     let has = knob.seen.size;
@@ -343,7 +343,7 @@ fn hand_back(leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, n
         return Step::Waits;
     }
     let back = booked.saturating_sub(knob.bound()).min(leg.report.arrived.on(node));
-    let failed = knob.failed.clone();
+    let failed = knob.failed.clone().or(leg.refusal.take());
     knob.want(None, now);
     let why = failed.map_or(Reason::RecipientDidNotTake, Reason::HypervisorFailed);
     let back = Resources::memory(node, back);
@@ -400,6 +400,11 @@ fn confirm(leg: &mut Leg, engine: &mut Engine, now: Duration) -> Step {
         _ => leg.remark(Remark::Unconfirmed),
     }
     leg.end(now)
+}
+
+/// That QEMU said no, which does not change by waiting, and what it said.
+fn refusal(knob: &MemoryKnob) -> Option<Failure> {
+    knob.failed.clone().filter(|failure| matches!(failure, Failure::Refused(_) | Failure::Failed(_)))
 }
 
 fn node(leg: &Leg) -> NodeId {

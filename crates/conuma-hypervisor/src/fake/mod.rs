@@ -219,6 +219,19 @@ impl FakeVm {
         let _ = self.events.send(VmEvent::Paused);
     }
 
+    /// Somebody pauses the guest.
+    pub fn pause(&self) {
+        lock(&self.state).run = RunState::Paused;
+        let _ = self.events.send(VmEvent::Paused);
+    }
+
+    /// A live migration is at this point: [`RunState::Migrating`], [`RunState::Migrated`], or, when it has failed,
+    /// [`RunState::Running`]. Only a guest that runs undisturbed plugs and unplugs memory.
+    pub fn migrate(&self, state: RunState) {
+        lock(&self.state).run = state;
+        let _ = self.events.send(VmEvent::Migration);
+    }
+
     /// Says that this happened, to those who listen.
     pub fn tell(&self, event: VmEvent) {
         let _ = self.events.send(event);

@@ -66,6 +66,11 @@ impl QemuVm {
         }
         let (events, _) = broadcast::channel(EVENT_BACKLOG);
         let qmp = Arc::new(qmp);
+        // Of a migration QEMU tells nothing unless told to. It refuses while one is under way; then an earlier daemon has said it.
+        let events_of_migrations = json!({"capabilities": [{"capability": "events", "state": true}]});
+        if let Err(error) = qmp.call("migrate-set-capabilities", events_of_migrations, ANSWER).await {
+            tracing::debug!(vm = %plan.name, %error, "QEMU will not tell of migrations");
+        }
         let listener = tokio::spawn(translate(qmp.events(), events.clone())).abort_handle();
         let devices = plan.memory.iter().filter(|node| node.is_flexible()).map(|node| (node.host, node.device_id()));
         let devices = devices.collect();
@@ -73,6 +78,13 @@ impl QemuVm {
         let memory_max = Mutex::new(ceiling(plan));
         let name = plan.name.clone();
         Ok(Self { name, process, qmp, gates, proc, threads, cpus, memory_max, devices, events, listener })
+    }
+
+    /// Whether a live migration is under way.
+    async fn migrates(&self) -> Result<bool> {
+        let migration = self.call("query-migrate", json!({})).await?;
+        let over = ["none", "cancelled", "completed", "failed"];
+        Ok(migration["status"].as_str().is_some_and(|status| !over.contains(&status)))
     }
 
     async fn call(&self, command: &str, arguments: Value) -> Result<Value> {
@@ -126,6 +138,9 @@ impl Vm for QemuVm {
             status => status?,
         };
         Ok(match status["status"].as_str().unwrap_or_default() {
+            "finish-migrate" => RunState::Migrating,
+            "postmigrate" => RunState::Migrated,
+            "running" | "paused" if self.migrates().await? => RunState::Migrating,
             "running" => RunState::Running,
             "prelaunch" | "paused" | "suspended" | "inmigrate" => RunState::Paused,
             _ => RunState::Stopped,
@@ -324,6 +339,7 @@ async fn translate(mut from: broadcast::Receiver<QmpEvent>, to: broadcast::Sende
             "SHUTDOWN" | "GUEST_PANICKED" => VmEvent::Stopped,
             "STOP" => VmEvent::Paused,
             "RESUME" => VmEvent::Resumed,
+            "MIGRATION" => VmEvent::Migration,
             "MEMORY_DEVICE_SIZE_CHANGE" => VmEvent::MemoryChanged,
             _ => continue,
         };

@@ -2,7 +2,7 @@
 
 use conuma_api::{Event, EventKind, GateState, Holder};
 
-use super::{amount, decision, transfer};
+use super::{amount, decision, transfer, vm};
 use crate::style::Style;
 
 /// When, what kind, and what happened.
@@ -16,6 +16,7 @@ fn what(kind: &EventKind, unix_ms: u64, style: Style) -> String {
     let holder = |holder: &Option<Holder>| holder.as_ref().map_or("?".into(), ToString::to_string);
     match kind {
         EventKind::VmStarting { vm } | EventKind::VmRunning { vm } | EventKind::VmReset { vm } => vm.to_string(),
+        EventKind::VmChanged { vm, state } => format!("{vm}: {}", vm::state(*state, style)),
         EventKind::VmGone { vm, why } => format!("{vm}: {why}"),
         EventKind::AgentConnected { vm } => format!("{vm}: the agent answers"),
         EventKind::AgentLost { vm, why } => style.warn(&format!("{vm}: {why}")),

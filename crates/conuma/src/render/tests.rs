@@ -243,7 +243,14 @@ fn vms_are_listed() {
         ..summary()
     };
     let alone = VmSummary { name: name("alone"), agent: AgentState::None, takes_memory: false, ..summary() };
-    insta::assert_snapshot!("list", vm::list(&[summary(), starting, alone], Style::PLAIN));
+    let away = VmSummary {
+        name: name("away"),
+        state: VmState::Migrated,
+        agent: AgentState::Lost,
+        settled: false,
+        ..summary()
+    };
+    insta::assert_snapshot!("list", vm::list(&[summary(), starting, alone, away], Style::PLAIN));
     insta::assert_snapshot!("list_none", vm::list(&[], Style::PLAIN));
 }
 
@@ -344,6 +351,7 @@ fn events_are_a_line_each() {
         EventKind::HostCpus { offline: CpuSet::new() },
         EventKind::Repaired { vm: name("b"), what: vec!["the thread of vCPU 3 may run on CPUs 0-7".into()] },
         EventKind::VmReset { vm: name("b") },
+        EventKind::VmChanged { vm: name("b"), state: VmState::Migrating },
         EventKind::AgentLost { vm: name("b"), why: "the connection was reset".into() },
         EventKind::Violated(ViolationInfo { code: "i1".into(), message: "core 4 is open to a and b".into() }),
         EventKind::Missed { events: 1 },

@@ -197,10 +197,15 @@ fn mean(values: &[u32]) -> Option<u32> {
     u32::try_from(sum.checked_div(values.len() as u64)?).ok()
 }
 
-fn state(state: VmState, style: Style) -> String {
+/// What a VM is doing, in a word or two.
+pub(super) fn state(state: VmState, style: Style) -> String {
     match state {
         VmState::Starting => style.warn("starting"),
         VmState::Running => style.good("running"),
+        VmState::Paused => style.warn("paused"),
+        VmState::Migrating => style.warn("migrating"),
+        VmState::Migrated => style.bad("migrated away"),
+        VmState::Halted => style.bad("halted"),
         VmState::Stopping => style.warn("stopping"),
         VmState::Unknown => "unknown".into(),
     }
@@ -221,7 +226,12 @@ fn remarks(vm: &VmSummary, style: Style) -> String {
     let silent = if vm.lends_memory { "" } else { "its memory cannot move: the guest did not answer" };
     let trespasses =
         if vm.takes_memory || !vm.lends_memory { "" } else { "it uses more memory than it holds, and gets none" };
-    join(&[style.warn(unsettled), style.warn(silent), style.bad(trespasses)])
+    let stays = match vm.state {
+        VmState::Migrated => "its guest runs elsewhere; it keeps what it holds until it is stopped",
+        VmState::Halted => "its guest cannot go on; it keeps what it holds until it is stopped",
+        _ => "",
+    };
+    join(&[style.bad(stays), style.warn(unsettled), style.warn(silent), style.bad(trespasses)])
 }
 
 fn join(parts: &[String]) -> String {

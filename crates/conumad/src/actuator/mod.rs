@@ -27,6 +27,7 @@ use crate::agent::AgentLink;
 use crate::bus::Bus;
 use crate::clock::Clock;
 use crate::core::CoreHandle;
+use crate::guest::GuestState;
 
 pub use excuse::Excuses;
 pub(crate) use memory::plugged;
@@ -53,6 +54,8 @@ pub struct Tools {
     pub baseline: Arc<Baseline>,
     /// Why the guest may run where it should not.
     pub excuses: Arc<Excuses>,
+    /// Whether it runs at all.
+    pub guest: Arc<GuestState>,
     /// Engine time.
     pub clock: Clock,
     /// Who is told what came of actions.

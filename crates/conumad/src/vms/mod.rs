@@ -31,6 +31,7 @@ use crate::bus::Bus;
 use crate::clock::Clock;
 use crate::config::Settings;
 use crate::core::CoreHandle;
+use crate::guest::GuestState;
 use crate::voice::Voice;
 
 pub(crate) use reports::Reports;
@@ -92,6 +93,7 @@ pub(crate) struct Running {
     pub(crate) link: AgentLink,
     pub(crate) baseline: Arc<Baseline>,
     pub(crate) excuses: Arc<Excuses>,
+    pub(crate) guest: Arc<GuestState>,
     pub(crate) reports: Mutex<Reports>,
     /// The guest may have been reset without a word of it; its next answer tells that it is back.
     pub(crate) reset_missed: AtomicBool,
@@ -168,6 +170,7 @@ impl Running {
         link: AgentLink,
         baseline: Arc<Baseline>,
         excuses: Arc<Excuses>,
+        guest: Arc<GuestState>,
         stop: CancellationToken,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -175,6 +178,7 @@ impl Running {
             link,
             baseline,
             excuses,
+            guest,
             reports: Mutex::default(),
             reset_missed: AtomicBool::new(false),
             stops: AtomicUsize::new(0),

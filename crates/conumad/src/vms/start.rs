@@ -22,12 +22,12 @@ use tokio::time::{Instant, sleep};
 
 use super::files::VmFiles;
 use super::spec::engine_spec;
-use super::supervise::warn_if_halted;
 use super::{Entry, Phase, Room, Running, observe};
 use crate::actuator::{Actuator, Baseline, Excuses, Tools, Watch, chain};
 use crate::agent::AgentLink;
 use crate::config::Settings;
 use crate::core::NotBegun;
+use crate::guest::GuestState;
 use crate::wire::{not_begun, refusal, resources};
 
 /// Context ids below are the hypervisor's and the host's own.
@@ -255,13 +255,16 @@ impl Room {
         let boot = if agentless { self.settings.timing.shrink } else { self.settings.boot_grace() };
         let memory = self.settings.timing.shrink;
         let excuses = Arc::new(Excuses::new(std::time::Instant::now(), boot, memory));
-        let running = Running::new(vm.clone(), link.clone(), baseline.clone(), excuses.clone(), stop.clone());
+        let guest = Arc::new(GuestState::default());
+        let running =
+            Running::new(vm.clone(), link.clone(), baseline.clone(), excuses.clone(), guest.clone(), stop.clone());
         let tools = Tools {
             vm,
             plan: plan.clone(),
             link,
             baseline,
             excuses,
+            guest,
             clock: self.clock,
             core: self.core.clone(),
             bus: self.bus.clone(),
@@ -284,10 +287,11 @@ impl Room {
         let running = self.take_charge(&entry, found.vm);
         entry.phase.send_replace(Phase::Running(running.clone()));
         // An earlier daemon may have ended between starting QEMU and letting the guest run.
+        let room = self.clone();
         self.tasks.spawn(async move {
             let resumed = match running.vm.run_state().await {
                 Ok(RunState::Paused) => running.vm.resume().await,
-                Ok(state) => return warn_if_halted(&plan.name, state),
+                Ok(state) => return room.guest_is(&entry, &running, state),
                 Err(error) => Err(error),
             };
             match resumed {

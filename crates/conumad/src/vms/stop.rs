@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use conuma_api::{Code, Problem, StopQuery};
+use conuma_hypervisor::RunState;
 use conuma_topology::VmName;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -42,15 +43,16 @@ impl Room {
         ending.await.unwrap_or_else(|_| Err(stopping(Stopped)))
     }
 
-    /// Asks; how long it may then take to be gone.
+    /// Asks; how long it may then take to be gone. Where no guest runs any more that could power off, QEMU is ended.
     async fn ask_to_end(&self, entry: &Entry, running: &Running, how: &StopQuery) -> Result<Duration, Problem> {
-        let asked = if how.force { running.vm.end(self.settings.step).await } else { running.vm.power_down().await };
+        let force = how.force || running.guest.get() == RunState::Migrated;
+        let asked = if force { running.vm.end(self.settings.step).await } else { running.vm.power_down().await };
         asked.map_err(|error| {
             let name = &entry.plan.name;
             Problem::new(Code::Hypervisor, format!("VM {name} cannot be stopped: {}", chain(&error)))
         })?;
         let budget = how.deadline_ms.map_or(POWER_OFF, Duration::from_millis);
-        Ok(budget + if how.force { self.settings.step } else { Duration::ZERO })
+        Ok(budget + if force { self.settings.step } else { Duration::ZERO })
     }
 
     async fn wait_gone(&self, entry: &Entry, budget: Duration) -> Result<(), Problem> {

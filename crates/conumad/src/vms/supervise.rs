@@ -10,11 +10,12 @@ use conuma_api::{EventKind, ViolationInfo};
 use conuma_balancing::Event;
 use conuma_binding::BindingPlan;
 use conuma_hypervisor::{MemoryState, RunState, Vm, VmEvent};
-use conuma_topology::{Bytes, NodeId, VmName};
+use conuma_topology::{Bytes, NodeId};
 use tokio::sync::{broadcast, mpsc};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
+use super::view::vm_state;
 use super::{Entry, Phase, Room, Running};
 use crate::actuator::chain;
 use crate::agent::{AskError, LinkEvent, LinkState};
@@ -58,7 +59,13 @@ impl Room {
                 Ok(()) = pressure.changed() => self.have_watched(entry, running),
                 _ = reports.tick() => again(&mut report, || {
                     let (room, entry, running) = (self.clone(), entry.clone(), running.clone());
-                    async move { room.ask_report(&entry, &running).await }
+                    async move {
+                        // Not every change of such a state is told by an event.
+                        if running.guest.get() != RunState::Running {
+                            room.look_at_guest(&entry, &running).await;
+                        }
+                        room.ask_report(&entry, &running).await;
+                    }
                 }),
                 _ = audits.tick() => again(&mut audit, || {
                     let (room, entry, running) = (self.clone(), entry.clone(), running.clone());
@@ -194,9 +201,8 @@ impl Room {
                 running.excuses.size_changed(Instant::now());
                 self.core.happened(Event::SizeChanged { vm });
             }
-            // Also what QEMU says when the guest cannot go on.
-            Ok(VmEvent::Paused) => look_if_halted(entry, running).await,
-            Ok(VmEvent::Resumed) => {}
+            // The first is also what QEMU says when the guest cannot go on.
+            Ok(VmEvent::Paused | VmEvent::Resumed | VmEvent::Migration) => self.look_at_guest(entry, running).await,
             Ok(VmEvent::Missed(missed)) | Err(broadcast::error::RecvError::Lagged(missed)) => {
                 if running.speaks() {
                     tracing::warn!(%vm, missed, "events of QEMU were missed");
@@ -207,12 +213,41 @@ impl Room {
                 if running.link.status().state != LinkState::Connected {
                     self.core.happened(Event::VmReset { vm });
                 }
-                look_if_halted(entry, running).await;
+                self.look_at_guest(entry, running).await;
             }
             // Its end is noticed by the process.
             Err(broadcast::error::RecvError::Closed) => {
                 self.stop.run_until_cancelled(running.vm.ended()).await;
             }
+        }
+    }
+
+    async fn look_at_guest(&self, entry: &Entry, running: &Running) {
+        // A VM that has ended, or whose QEMU does not answer, is noticed elsewhere.
+        if let Ok(state) = running.vm.run_state().await {
+            self.guest_is(entry, running, state);
+        }
+    }
+
+    /// Tells if that is news. A guest that cannot go on, or was migrated away, keeps what it holds, as its QEMU lives and might let it
+    /// run again: a person has to decide.
+    pub(super) fn guest_is(&self, entry: &Entry, running: &Running, state: RunState) {
+        if !running.guest.set(state) {
+            return;
+        }
+        let vm = entry.plan.name.clone();
+        match state {
+            RunState::Stopped => {
+                tracing::warn!(%vm, "the guest cannot go on, and keeps what it holds: `conuma stop {vm} --force` ends it");
+            }
+            RunState::Migrated => {
+                tracing::warn!(%vm, "the guest was migrated away; its VM here keeps what it holds: `conuma stop {vm}` ends it");
+            }
+            _ if running.speaks() => tracing::info!(%vm, ?state, "the guest changed its state"),
+            _ => {}
+        }
+        if let Some(state) = vm_state(state) {
+            self.bus.tell(EventKind::VmChanged { vm, state });
         }
     }
 
@@ -314,20 +349,6 @@ impl Room {
             })
         };
         Ok(resident.into_iter().filter_map(beyond).collect())
-    }
-}
-
-/// Says so if the guest cannot go on.
-async fn look_if_halted(entry: &Entry, running: &Running) {
-    if let Ok(state) = running.vm.run_state().await {
-        warn_if_halted(&entry.plan.name, state);
-    }
-}
-
-/// A guest that cannot go on keeps what it holds, as its QEMU lives: a person has to decide.
-pub(super) fn warn_if_halted(vm: &VmName, state: RunState) {
-    if state == RunState::Stopped {
-        tracing::warn!(%vm, "the guest cannot go on, and keeps what it holds: `conuma stop {vm} --force` ends it");
     }
 }
 

@@ -8,6 +8,7 @@ use conuma_api::{
     AgentInfo, AgentState, GateState, Problem, ProcessInfo, VcpuInfo, VmDetail, VmMemory, VmState, VmSummary,
 };
 use conuma_balancing::{Engine, Ledger, Life, Loan, TransferId, VmView, check_against_reality, check_ledger};
+use conuma_hypervisor::RunState;
 use conuma_hypervisor::gate::Gate;
 use conuma_topology::{Bytes, NodeId, VcpuId, VmName};
 use tokio::time::timeout;
@@ -220,6 +221,18 @@ fn memory(entry: &Entry, view: &VmView, seen: &Seen) -> Vec<VmMemory> {
     memory
 }
 
+/// What is told of a VM whose guest is in this state; nothing of one that has ended, which is told otherwise.
+pub(super) fn vm_state(state: RunState) -> Option<VmState> {
+    Some(match state {
+        RunState::Running => VmState::Running,
+        RunState::Paused => VmState::Paused,
+        RunState::Migrating => VmState::Migrating,
+        RunState::Migrated => VmState::Migrated,
+        RunState::Stopped => VmState::Halted,
+        RunState::Ended => return None,
+    })
+}
+
 fn summary(view: &VmView, cores: u32, entry: Option<&Entry>) -> VmSummary {
     let running = entry.and_then(Entry::running);
     let stopping = running.as_ref().is_some_and(|running| running.is_stopping());
@@ -228,7 +241,9 @@ fn summary(view: &VmView, cores: u32, entry: Option<&Entry>) -> VmSummary {
         state: match view.life {
             _ if stopping => VmState::Stopping,
             Life::Starting => VmState::Starting,
-            Life::Running => VmState::Running,
+            Life::Running => {
+                running.as_ref().and_then(|running| vm_state(running.guest.get())).unwrap_or(VmState::Running)
+            }
         },
         agent: match running.map_or(LinkState::Awaited, |running| running.link.status().state) {
             // What it should do is known a moment after it connects.

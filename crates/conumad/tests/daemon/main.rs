@@ -11,6 +11,7 @@ mod guest;
 mod harness;
 mod life;
 mod load;
+mod migrations;
 mod pushes;
 mod restart;
 mod transfers;

@@ -1,0 +1,135 @@
+//! Guests whose memory is locked, or pinned for devices.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use conuma_api::TransferState;
+
+use super::daemon::all_is_well;
+use super::grid::{as_at_first, cpus};
+use super::guests::ready;
+use super::{Trial, Verdict};
+use crate::host::Look;
+use crate::stage::Stage;
+
+pub(super) const TRIALS: [Trial<Stage>; 1] =
+    [Trial { name: "locked_and_pinned_memory_moves_out_of_the_way_where_there_is_room", body: with_room }];
+
+/// Deadlines of memory have to pass in it.
+pub(super) const LONG: [Trial<Stage>; 2] = [
+    Trial { name: "locked_memory_that_fills_a_guest_stays_with_the_reason", body: full_of_locked },
+    Trial { name: "pinned_memory_that_cannot_be_moved_stays_with_the_reason", body: pinned },
+];
+
+/// Of `a`, with a core, which has nothing to do with memory.
+const LEND: &[&str] = &["conuma", "lend", "--from", "a", "--to", "b", "--memory", "node1=256M", "--cpus", "6"];
+
+/// Memory in `a` that is kept until this is told to end.
+struct Keeper<'a> {
+    stage: &'a Stage,
+    name: String,
+}
+
+impl<'a> Keeper<'a> {
+    /// Keeps so many MiB, which the guest's kernel takes from node 1 first; `how` is a word of the lab's hand.
+    fn begin(stage: &'a Stage, how: &str, mib: u64) -> Result<Self> {
+        let name = format!("/run/kept-{how}");
+        let script = format!(
+            "rm -f {name}.code; (taskset -c 2 conuma-lab-init keep {how} {mib} {name} 2>{name}.log; echo $? > {name}.code) \
+             >/dev/null 2>&1 </dev/null &"
+        );
+        stage.lab.guest("a", &script)?;
+        stage.lab.until(&format!("{mib} MiB to be {how}"), Duration::from_secs(300), |lab| {
+            let look =
+                format!("if [ -e {name} ]; then echo kept; else cat {name}.code {name}.log 2>/dev/null; fi; true");
+            let said = lab.guest("a", &look)?;
+            ensure!(said.trim() == "kept" || said.trim().is_empty(), "it could not be kept: {said}");
+            Ok(if said.trim() == "kept" { Look::Done(()) } else { Look::NotYet("not yet".into()) })
+        })?;
+        Ok(Self { stage, name })
+    }
+
+    /// Lets go of it; an error if any of it has changed.
+    fn end(self) -> Verdict {
+        let name = &self.name;
+        self.stage.lab.guest("a", &format!("rm -f {name}"))?;
+        self.stage.lab.until("the keeper's last word", Duration::from_secs(120), |lab| {
+            let code = lab.guest("a", &format!("cat {name}.code 2>/dev/null; true"))?;
+            if code.trim().is_empty() {
+                return Ok(Look::NotYet("none".into()));
+            }
+            ensure!(code.trim() == "0", "exit code {code}: {}", lab.guest("a", &format!("cat {name}.log"))?);
+            Ok(Look::Done(()))
+        })
+    }
+}
+
+/// Memory of processes in `a` that is in locked mappings and present, in KiB, by its kernel's word.
+fn locked(stage: &Stage) -> Result<u64> {
+    let text =
+        stage.lab.guest("a", "cat /proc/[0-9]*/smaps 2>/dev/null | awk '/^Locked:/ {sum += $2} END {print sum}'")?;
+    text.trim().parse().context("a number of KiB")
+}
+
+fn nothing_was_killed(stage: &Stage) -> Verdict {
+    let killed = stage.lab.sh("grep -c 'Out of memory' /run/a.console || true")?;
+    ensure!(killed.trim() == "0", "its kernel killed {killed} processes");
+    Ok(())
+}
+
+/// Lends, and gets a part at most, with the reason; the core goes all the same.
+fn part_of_it(stage: &Stage, reasons: &[&str]) -> Verdict {
+    let (code, lent) = stage.transfer(LEND)?;
+    ensure!(code == 3 && lent.state == TransferState::Partial, "exit code {code}: {lent:#?}");
+    let said: Vec<_> = lent.legs.iter().flat_map(|leg| &leg.shortfalls).map(|short| short.message.as_str()).collect();
+    ensure!(said.iter().any(|message| reasons.iter().any(|reason| message.contains(reason))), "no reason: {said:?}");
+    nothing_was_killed(stage)?;
+    ensure!(stage.guest_cpus("b")? == cpus("0-1,6"), "the plan did not go on: b may use {}", stage.guest_cpus("b")?);
+    all_is_well(stage)
+}
+
+/// A kernel moves what is locked, and what is about to be pinned before it is: into memory that stays.
+fn with_room(stage: &Stage) -> Verdict {
+    ready(stage)?;
+    let witness = stage.witness(&["a", "b"])?;
+    let kept = [Keeper::begin(stage, "locked", 64)?, Keeper::begin(stage, "pinned", 48)?];
+    let before = locked(stage)?;
+    ensure!(before >= 64 * 1024, "{before} KiB are locked");
+    stage.moved(LEND)?;
+    let after = locked(stage)?;
+    ensure!(after == before, "{after} KiB are locked, and {before} were");
+    as_at_first(stage)?;
+    for keeper in kept {
+        keeper.end()?;
+    }
+    witness.nothing_wrong().map(drop)
+}
+
+/// Nothing that is free is left for it to move to.
+fn full_of_locked(stage: &Stage) -> Verdict {
+    ready(stage)?;
+    let free = stage.lab.guest("a", "awk '/MemAvailable/ {print int($2 / 1024) - 160}' /proc/meminfo")?;
+    let keeper = Keeper::begin(stage, "locked", free.trim().parse()?)?;
+    part_of_it(stage, &["run out of memory", "does not answer"])?;
+    keeper.end()?;
+    as_at_first(stage)
+}
+
+/// Plugged where its kernel does not promise to be able to move, which Conuma does not do but a guest's owner may: what is pinned
+/// there stays where it is.
+fn pinned(stage: &Stage) -> Verdict {
+    ready(stage)?;
+    let online = |how: &str| {
+        let knob = "/sys/devices/system/memory/auto_online_blocks";
+        let was = stage.lab.guest("a", &format!("cat {knob}; echo {how} > {knob}"))?;
+        stage.moved(&["conuma", "set", "a", "--memory", "node1=192M"])?;
+        stage.moved(&["conuma", "set", "a", "--memory", "node1=448M"])?;
+        Ok::<_, anyhow::Error>(was)
+    };
+    let usual = online("online_kernel")?;
+    let keeper = Keeper::begin(stage, "pinned", 240)?;
+    part_of_it(stage, &["did not give it in time", "run out of memory"])?;
+    keeper.end()?;
+    as_at_first(stage)?;
+    online(usual.trim()).map(drop)
+}

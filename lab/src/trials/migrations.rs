@@ -1,0 +1,98 @@
+//! Guests that are migrated away while something moves. There is no second host: a program that reads to the end is as good a
+//! destination for what happens here, and one that does not read is a migration that does not end.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use conuma_api::{Transfer, VmState};
+
+use super::daemon::all_is_well;
+use super::grid::{GUESTS, as_at_first, cpus};
+use super::guests::{LEND_BOTH, ready};
+use super::{Trial, Verdict};
+use crate::host::Look;
+use crate::stage::Stage;
+
+pub(super) const TRIALS: [Trial<Stage>; 2] = [
+    Trial { name: "a_live_migration_that_fails_in_a_transfer_changes_nothing", body: fails },
+    Trial { name: "a_guest_that_migrates_away_in_a_transfer_leaves_all_when_it_is_stopped", body: away },
+];
+
+const LEND_MEMORY: &[&str] = &["conuma", "lend", "--from", "a", "--to", "b", "--memory", "node1=128M"];
+const BUDGET: Duration = Duration::from_secs(300);
+
+/// Begins to move cores and memory of `a`, and to migrate it while they move; gives what became of the transfer.
+fn migrate_in_a_transfer(stage: &Stage, into: &str) -> Result<Transfer> {
+    let accepted =
+        || -> Result<u64> { Ok(stage.lab.sh("grep -c 'transfer accepted' /run/conumad.log || true")?.trim().parse()?) };
+    let before = accepted()?;
+    let lend = stage.lab.spawn(LEND_BOTH)?;
+    stage.lab.until("the transfer to begin", Duration::from_secs(60), |_| {
+        Ok(if accepted()? > before { Look::Done(()) } else { Look::NotYet("none was accepted".into()) })
+    })?;
+    stage.migrate("a", into)?;
+    let output = lend.wait(BUDGET, &mut |_| {})?;
+    serde_json::from_str(&output.out).with_context(|| format!("{LEND_BOTH:?}: {}{}", output.err, output.out))
+}
+
+fn until_state(stage: &Stage, state: VmState) -> Verdict {
+    stage.lab.until(&format!("a to be {state:?}"), BUDGET, |_| {
+        let now = stage.show("a")?.summary.state;
+        Ok(if now == state { Look::Done(()) } else { Look::NotYet(format!("{now:?}")) })
+    })
+}
+
+/// Memory of `a` does not move now, and the reason is told.
+fn memory_stays(stage: &Stage, reason: &str) -> Verdict {
+    let (code, lent) = stage.transfer(LEND_MEMORY)?;
+    let said: Vec<_> = lent.legs.iter().flat_map(|leg| &leg.shortfalls).map(|short| short.message.as_str()).collect();
+    ensure!(code != 0 && said.iter().any(|message| message.contains(reason)), "exit code {code}, said {said:?}");
+    all_is_well(stage)
+}
+
+/// The destination reads nothing, and then is gone: the guest has run here all the time, and has all again that it had.
+fn fails(stage: &Stage) -> Verdict {
+    ready(stage)?;
+    let witness = stage.witness(&["a", "b"])?;
+    let before = stage.guest_memory("a", 1)?;
+    let lent = migrate_in_a_transfer(stage, "echo $$ > /run/destination; exec sleep 100000")?;
+    ensure!(stage.guest_cpus("b")? == cpus("0-1,6-7"), "cores move in a migration, too: {lent:#?}");
+    until_state(stage, VmState::Migrating)?;
+    if !lent.legs.iter().any(|leg| !leg.arrived.memory.is_empty()) {
+        memory_stays(stage, "is being migrated live")?;
+    }
+    stage.lab.sh("kill -9 $(cat /run/destination)")?;
+    until_state(stage, VmState::Running)?;
+    as_at_first(stage)?;
+    stage.lab.until("its memory", BUDGET, |_| {
+        let now = stage.guest_memory("a", 1)?;
+        Ok(if now == before { Look::Done(()) } else { Look::NotYet(format!("{now} of {before}")) })
+    })?;
+    all_is_well(stage)?;
+    witness.nothing_wrong().map(drop)
+}
+
+/// What moved has moved, what did not is told. The VM keeps the rest, which nobody could take from a guest that does not run; its
+/// cores go by the gate. When it is stopped all of it is free.
+fn away(stage: &Stage) -> Verdict {
+    ready(stage)?;
+    let witness = stage.witness(&["a", "b"])?;
+    migrate_in_a_transfer(stage, "cat > /dev/null")?;
+    until_state(stage, VmState::Migrated)?;
+    all_is_well(stage)?;
+    memory_stays(stage, "runs here no more")?;
+    let (code, lent) = stage.transfer(&["conuma", "lend", "--from", "a", "--to", "b", "--cpus", "5"])?;
+    ensure!(code == 0 && stage.guest_cpus("b")?.contains(conuma_topology::CpuId(5)), "its cores go: {lent:#?}");
+    let listed = stage.lab.ok(&["conuma", "list"])?;
+    ensure!(listed.contains("migrated away"), "list does not tell: {listed}");
+    witness.nothing_wrong()?;
+
+    // No guest is left that could power off: nobody has to insist.
+    stage.lab.ok(&["conuma", "stop", "a"])?;
+    let (_, back) = stage.transfer(&["conuma", "set", "b", "--cpus", "0-1", "--memory", "node1=192M"])?;
+    let b = stage.show("b")?.summary.holding;
+    ensure!(b.cpus == cpus("0-1"), "b holds {b:?}: {back:#?}");
+    all_is_well(stage)?;
+    // Others need it.
+    stage.start_guests(&GUESTS[..1])
+}
