@@ -249,6 +249,13 @@ pub enum Event {
         /// Whether there are more on some node than it holds.
         trespasses: bool,
     },
+    /// The hypervisor neither plugs nor unplugs memory of a VM, or does so again.
+    MemoryFixed {
+        /// The VM.
+        vm: VmName,
+        /// Why, if so.
+        fixed: Option<Fixed>,
+    },
     /// A guest's own word on its free memory: sizes the steps in which it grows.
     GuestMemory {
         /// The VM.
@@ -256,6 +263,25 @@ pub enum Event {
         /// Free memory per node.
         free: BTreeMap<NodeId, Bytes>,
     },
+}
+
+/// Why the memory of a VM stays as it is, whatever its guest would do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fixed {
+    /// It is being migrated live.
+    Migrates,
+    /// It was migrated away.
+    Migrated,
+}
+
+impl std::fmt::Display for Fixed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Migrates => "is being migrated live: its memory stays as it is until that ends",
+            Self::Migrated => "was migrated away: its guest runs here no more, and its memory stays with it",
+        })
+    }
 }
 
 /// What is in force for a VM, as found on the host. The truth that the ledger must never be below.

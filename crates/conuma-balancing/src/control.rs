@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use conuma_topology::{Bytes, CpuSet, NodeId};
 
-use crate::action::{ActionId, Failure, Grip, PluggedMemory, RefusedCpus, VmSeen};
+use crate::action::{ActionId, Failure, Fixed, Grip, PluggedMemory, RefusedCpus, VmSeen};
 use crate::pace::Progress;
 use crate::vm::{Life, VmSpec};
 
@@ -24,6 +24,8 @@ pub(crate) struct Vm {
     pub(crate) silent: bool,
     /// It was found to use more memory than it holds: it is given none.
     pub(crate) trespasses: bool,
+    /// Its memory neither comes nor goes for this reason.
+    pub(crate) fixed: Option<Fixed>,
     pub(crate) cores: CoreKnob,
     pub(crate) memory: BTreeMap<NodeId, MemoryKnob>,
     /// The guest's last word on its free memory, with what has moved since.
@@ -106,6 +108,7 @@ impl Vm {
             agent: false,
             silent: false,
             trespasses: false,
+            fixed: None,
             cores: CoreKnob::default(),
             memory: BTreeMap::new(),
             free: BTreeMap::new(),

@@ -228,6 +228,11 @@ impl Engine {
                     self.notices.push(Notice::Trespasses { vm: name, trespasses });
                 }
             }
+            Event::MemoryFixed { vm, fixed } => {
+                if let Some(vm) = self.state.vms.get_mut(&vm) {
+                    vm.fixed = fixed;
+                }
+            }
             Event::SizeChanged { vm } => {
                 let vm = self.state.vms.get_mut(&vm);
                 vm.into_iter().flat_map(|vm| vm.memory.values_mut()).for_each(|memory| memory.look(now));
@@ -327,8 +332,8 @@ impl Engine {
             settled: vm.settled,
             open: vm.cores.maybe_open.clone(),
             plugged: vm.memory.iter().map(|(node, memory)| (*node, memory.seen)).collect(),
-            lends_memory: !vm.silent,
-            takes_memory: !vm.silent && !vm.trespasses,
+            lends_memory: !vm.silent && vm.fixed.is_none(),
+            takes_memory: !vm.silent && !vm.trespasses && vm.fixed.is_none(),
         })
     }
 
@@ -427,6 +432,7 @@ impl Engine {
             starting: named(&|vm| vm.life == Life::Starting),
             silent: named(&|vm| vm.silent),
             trespassing: named(&|vm| vm.trespasses),
+            fixed: state.vms.iter().filter_map(|(name, vm)| Some((name.clone(), vm.fixed?))).collect(),
             offline: &state.offline,
             held,
         }

@@ -76,7 +76,7 @@ mod transfer;
 mod vm;
 
 pub use action::{
-    Action, ActionId, ActionKind, Event, Failure, Grip, Lane, Outcome, PluggedMemory, RefusedCpus, VmSeen,
+    Action, ActionId, ActionKind, Event, Failure, Fixed, Grip, Lane, Outcome, PluggedMemory, RefusedCpus, VmSeen,
 };
 pub use check::{Shortage, Violation, check_against_reality, check_ledger, check_plan, excesses, shortages, usable};
 pub use engine::{Engine, State};

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use conuma_topology::{Bytes, CpuSet, NodeId, VmName};
 use serde::{Deserialize, Serialize};
 
+use crate::action::Fixed;
 use crate::check::{Shortage, Violation};
 use crate::holding::{Demand, Resources};
 use crate::ledger::Holder;
@@ -295,6 +296,9 @@ pub enum Refusal {
         "{0} uses more memory than it holds, and gets none until an audit finds that it does not; see `conuma show`"
     )]
     Trespasses(VmName),
+    /// The hypervisor neither plugs nor unplugs its memory.
+    #[error("{0} {1}")]
+    Fixed(VmName, Fixed),
     /// CPUs that nobody can use now.
     #[error("CPUs {0} of the host are offline")]
     Offline(CpuSet),

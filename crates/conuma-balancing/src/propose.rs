@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use conuma_topology::{Bytes, CpuSet, NodeId, VmName};
 
+use crate::action::Fixed;
 use crate::admission::admit;
 use crate::check::check_plan;
 use crate::choose::Wish;
@@ -34,6 +35,8 @@ pub(crate) struct Books<'a> {
     pub(crate) silent: BTreeSet<VmName>,
     /// VMs that use more memory than they hold: they are given none.
     pub(crate) trespassing: BTreeSet<VmName>,
+    /// VMs whose memory stays as it is, whatever their guests would do.
+    pub(crate) fixed: BTreeMap<VmName, Fixed>,
     /// CPUs of the host that nobody can use now.
     pub(crate) offline: &'a CpuSet,
     /// What each holder has once everything under way has left its giver and reached its VM.
@@ -117,6 +120,7 @@ pub(crate) fn plan_start(books: &mut Books, spec: &VmSpec) -> Result<TransferPla
 pub(crate) enum Unfit {
     Silent,
     Trespasses,
+    Fixed(Fixed),
 }
 
 impl Unfit {
@@ -124,6 +128,7 @@ impl Unfit {
         match self {
             Self::Silent => Refusal::Silent(vm),
             Self::Trespasses => Refusal::Trespasses(vm),
+            Self::Fixed(fixed) => Refusal::Fixed(vm, fixed),
         }
     }
 
@@ -131,6 +136,7 @@ impl Unfit {
         match self {
             Self::Silent => Reason::Unanswering(vm),
             Self::Trespasses => Reason::Trespasses(vm),
+            Self::Fixed(fixed) => Reason::Fixed(vm, fixed),
         }
     }
 }
@@ -156,6 +162,13 @@ impl Books<'_> {
 
     /// Which of two VMs memory can neither leave nor reach now, and why.
     fn unfit(&self, from: &Holder, to: &Holder) -> Option<(VmName, Unfit)> {
+        let fixed = |holder: &Holder| {
+            let vm = holder.vm()?;
+            Some((vm.clone(), Unfit::Fixed(*self.fixed.get(vm)?)))
+        };
+        if let Some(fixed) = fixed(from).or_else(|| fixed(to)) {
+            return Some(fixed);
+        }
         let silent = [from, to].into_iter().find_map(|holder| self.named(holder, &self.silent));
         let trespasses = || Some((self.named(to, &self.trespassing)?, Unfit::Trespasses));
         silent.map(|vm| (vm, Unfit::Silent)).or_else(trespasses)

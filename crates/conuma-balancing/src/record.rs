@@ -55,6 +55,7 @@ fn lasting(transfer: &Transfer) -> Transfer {
         (leg.room_asked, leg.needed) = (false, false);
         leg.asked = None;
         leg.answer = None;
+        leg.refusal = None;
     }
     transfer
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use conuma_topology::VmName;
 use serde::{Deserialize, Serialize};
 
-use crate::action::Failure;
+use crate::action::{Failure, Fixed};
 use crate::check::{Shortage, Violation};
 use crate::holding::Resources;
 use crate::ledger::{Holder, TransferId};
@@ -105,6 +105,8 @@ pub enum Reason {
     Unanswering(VmName),
     /// This VM uses more memory than it holds: it is given none until it does not.
     Trespasses(VmName),
+    /// The hypervisor neither plugs nor unplugs memory of this VM.
+    Fixed(VmName, Fixed),
     /// The recipient is still so far below its guarantee, and the pool cannot help.
     PoolLacks(Shortage),
 }

@@ -1,37 +1,44 @@
 //! Whether a guest runs, as its hypervisor last said.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use conuma_balancing::Fixed;
 use conuma_hypervisor::RunState;
 
-/// What is known of a guest. One that nobody has asked about runs.
-#[derive(Debug)]
-pub struct GuestState(Mutex<RunState>);
-
-impl Default for GuestState {
-    fn default() -> Self {
-        Self(Mutex::new(RunState::Running))
-    }
+/// What is known of a guest.
+#[derive(Debug, Default)]
+pub struct GuestState {
+    /// Nobody has asked yet, or been answered.
+    last: Mutex<Option<RunState>>,
+    /// Held from asking to keeping the answer: an older one must not come after a newer.
+    asking: tokio::sync::Mutex<()>,
 }
 
 impl GuestState {
-    /// The last word.
-    pub fn get(&self) -> RunState {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The last word, if there was one.
+    pub fn get(&self) -> Option<RunState> {
+        *self.last()
     }
 
-    /// Keeps what the hypervisor said; whether that is news.
-    pub(crate) fn set(&self, state: RunState) -> bool {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::replace(&mut *last, state) != state
+    /// Asks, and keeps what is answered. The answer, and whether it is news; that a guest runs is expected.
+    pub(crate) async fn learn<E>(&self, ask: impl Future<Output = Result<RunState, E>>) -> Result<(RunState, bool), E> {
+        let _one_at_a_time = self.asking.lock().await;
+        let state = ask.await?;
+        let before = self.last().replace(state).unwrap_or(RunState::Running);
+        Ok((state, before != state))
     }
 
-    /// Why no memory comes and goes, whatever the guest's kernel would do; nothing if it may.
-    pub(crate) fn keeps_memory(&self) -> Option<&'static str> {
-        match self.get() {
-            RunState::Migrating => Some("it is being migrated live, and its memory stays as it is until that ends"),
-            RunState::Migrated => Some("its guest was migrated away and runs here no more"),
-            RunState::Running | RunState::Paused | RunState::Stopped | RunState::Ended => None,
-        }
+    fn last(&self) -> MutexGuard<'_, Option<RunState>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why memory of a guest in this state stays as it is, whatever its kernel would do. Nobody else's doing is to be expected of
+/// a guest that is merely paused.
+pub(crate) fn fixed(state: RunState) -> Option<Fixed> {
+    match state {
+        RunState::Migrating => Some(Fixed::Migrates),
+        RunState::Migrated => Some(Fixed::Migrated),
+        RunState::Running | RunState::Paused | RunState::Stopped | RunState::Ended => None,
     }
 }

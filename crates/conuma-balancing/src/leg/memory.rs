@@ -54,6 +54,10 @@ pub(crate) fn begin(leg: &mut Leg, id: TransferId, place: usize, engine: &mut En
         taken(leg, id, engine, now);
         return;
     }
+    if let Some(why) = fixed(&leg.from, engine) {
+        fall_short_untouched(leg, why, engine, now);
+        return;
+    }
     let (node, bytes) = part(leg);
     let room = donor(leg, engine).is_some_and(|vm| has_room(vm, node, bytes, engine.state.ledger.held(&leg.from)));
     let nobody_to_ask = donor(leg, engine).is_some_and(Vm::is_on_its_own);
@@ -97,7 +101,21 @@ pub(crate) fn step(leg: &mut Leg, id: TransferId, place: usize, engine: &mut Eng
     }
 }
 
+/// Nothing was asked of QEMU yet.
+fn fall_short_untouched(leg: &mut Leg, why: Reason, engine: &mut Engine, now: Duration) -> Step {
+    let node = node(leg);
+    if let Some(knob) = knob(&leg.from, node, engine) {
+        knob.want(None, now);
+    }
+    let (load, donor) = (leg.load.clone(), leg.from.clone());
+    leg.falls_short(load, why, &donor);
+    leg.end(now)
+}
+
 fn prepare(leg: &mut Leg, engine: &mut Engine, now: Duration) -> Step {
+    if let Some(why) = fixed(&leg.from, engine) {
+        return fall_short_untouched(leg, why, engine, now);
+    }
     let answer = match leg.answer.take() {
         None if now < leg.until => return Step::Waits,
         None => Outcome::Failed(Failure::TimedOut),
@@ -182,6 +200,7 @@ fn ask_for_shrink(leg: &mut Leg, engine: &mut Engine, now: Duration) -> Step {
 fn shrink(leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, now: Duration) -> Step {
     let (node, _) = part(leg);
     let recipient_gone = leg.heir != leg.to;
+    let fixed = fixed(&leg.from, engine).is_some();
     let restart = engine.timing.restart;
     let answer = leg.answer.take();
     let prepared = answer.is_some();
@@ -204,7 +223,7 @@ fn shrink(leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, now:
         return taken(leg, id, engine, now);
     }
     leg.refusal = refusal(knob);
-    if now < leg.until && leg.refusal.is_none() && !recipient_gone {
+    if now < leg.until && leg.refusal.is_none() && !fixed && !recipient_gone {
         if !leg.room_asked && now >= knob.changed + restart {
             let missing = knob.seen.size.saturating_sub(knob.asked);
             ask_for_room(missing, leg, id, place, engine, now);
@@ -220,6 +239,7 @@ fn shrink(leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, now:
 fn settle(leg: &mut Leg, id: TransferId, engine: &mut Engine, now: Duration) -> Step {
     let (node, bytes) = part(leg);
     let plugged = plugged_by_ledger(&leg.from, node, engine);
+    let fixed = fixed(&leg.from, engine);
     let Some(knob) = knob(&leg.from, node, engine) else { return Step::Waits };
     let certain = knob.certain && knob.goal == Some(knob.asked);
     if !certain && now < leg.until {
@@ -233,7 +253,7 @@ fn settle(leg: &mut Leg, id: TransferId, engine: &mut Engine, now: Duration) -> 
         _ if leg.needed => Reason::DonorStarves,
         _ => Reason::DonorKept,
     };
-    let why = failed.map_or(kept, Reason::HypervisorFailed);
+    let why = fixed.unwrap_or(failed.map_or(kept, Reason::HypervisorFailed));
     let donor = leg.from.clone();
     leg.falls_short(Resources::memory(node, bytes.saturating_sub(came)), why, &donor);
     if came.is_zero() {
@@ -313,6 +333,7 @@ fn grow(leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, now: D
         return pass_to_heir(leg, id, rest, Reason::RecipientGone, engine, now);
     }
     let goal = plugged_by_ledger(&leg.to, node, engine);
+    let fixed = fixed(&leg.to, engine).is_some();
     let Some(knob) = knob(&leg.to, node, engine) else { return Step::Waits };
     let reached = knob.certain && knob.asked == goal && knob.seen.size >= goal;
     if reached && leg.report.arrived.on(node) < bytes {
@@ -322,7 +343,7 @@ fn grow(leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, now: D
         return ask_to_confirm(leg, id, place, engine, now);
     }
     leg.refusal = refusal(knob);
-    if now < leg.until && leg.refusal.is_none() {
+    if now < leg.until && leg.refusal.is_none() && !fixed {
         return Step::Waits;
     }
     let has = knob.seen.size;
@@ -337,6 +358,7 @@ fn hand_back(leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, n
     }
     let (node, bytes) = part(leg);
     let booked = plugged_by_ledger(&leg.to, node, engine);
+    let fixed = fixed(&leg.to, engine);
     let Some(knob) = knob(&leg.to, node, engine) else { return Step::Waits };
     let certain = knob.certain && knob.goal == Some(knob.asked);
     if !certain && now < leg.until {
@@ -345,7 +367,7 @@ fn hand_back(leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, n
     let back = booked.saturating_sub(knob.bound()).min(leg.report.arrived.on(node));
     let failed = knob.failed.clone().or(leg.refusal.take());
     knob.want(None, now);
-    let why = failed.map_or(Reason::RecipientDidNotTake, Reason::HypervisorFailed);
+    let why = fixed.unwrap_or(failed.map_or(Reason::RecipientDidNotTake, Reason::HypervisorFailed));
     let back = Resources::memory(node, back);
     engine.shift(&back, &leg.to, &Holder::Transit(id));
     leg.unarrived(&back, engine);
@@ -400,6 +422,12 @@ fn confirm(leg: &mut Leg, engine: &mut Engine, now: Duration) -> Step {
         _ => leg.remark(Remark::Unconfirmed),
     }
     leg.end(now)
+}
+
+/// Why memory of this holder neither comes nor goes now, whatever a guest would do.
+fn fixed(holder: &Holder, engine: &Engine) -> Option<Reason> {
+    let name = holder.vm()?;
+    Some(Reason::Fixed(name.clone(), engine.state.vms.get(name)?.fixed?))
 }
 
 /// That QEMU said no, which does not change by waiting, and what it said.

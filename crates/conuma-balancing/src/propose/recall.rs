@@ -112,6 +112,7 @@ impl Draft<'_> {
                 Some((borrower, what, Reason::DonorNeeds)) => Refusal::Needed { borrower: borrower.clone(), what },
                 Some((_, _, Reason::Unanswering(vm))) => Refusal::Silent(vm),
                 Some((_, _, Reason::Trespasses(vm))) => Refusal::Trespasses(vm),
+                Some((_, _, Reason::Fixed(vm, why))) => Refusal::Fixed(vm, why),
                 _ => Refusal::BeyondLimit { vm: to.clone(), excess },
             });
         }

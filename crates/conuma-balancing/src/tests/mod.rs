@@ -10,6 +10,7 @@ mod admission;
 mod elsewhere;
 mod endings;
 mod enforcement;
+mod fixed;
 mod model;
 mod mutations;
 mod plans;

@@ -61,6 +61,7 @@ enum Op {
     Disconnect(usize),
     Connect(usize),
     Reset(usize),
+    Fix(usize, Option<Fixed>),
     Kill(usize),
     Start(usize),
     Crash {
@@ -104,6 +105,8 @@ fn ops() -> impl Strategy<Value = Op> {
         1 => vm.clone().prop_map(Op::Disconnect),
         2 => vm.clone().prop_map(Op::Connect),
         1 => vm.clone().prop_map(Op::Reset),
+        1 => (vm.clone(), prop::option::of(prop_oneof![Just(Fixed::Migrates), Just(Fixed::Migrated)]))
+            .prop_map(|(vm, fixed)| Op::Fix(vm, fixed)),
         1 => vm.clone().prop_map(Op::Kill),
         2 => vm.prop_map(Op::Start),
         1 => any::<bool>().prop_map(|keep_journal| Op::Crash { keep_journal }),
@@ -181,6 +184,7 @@ fn play(world: &mut World, op: &Op) {
         Op::Disconnect(index) => world.disconnect(&vm(index)),
         Op::Connect(index) => world.connect(&vm(index)),
         Op::Reset(index) => world.reset(&vm(index)),
+        Op::Fix(index, fixed) => world.tell(Event::MemoryFixed { vm: vm(index), fixed }),
         Op::Kill(index) => world.kill(&vm(index)),
         Op::Start(index) => {
             let spec = world.specs[&vm(index)].clone();
@@ -341,7 +345,7 @@ fn the_scripts_reach_what_can_become_of_a_transfer() {
     assert!(missing.is_empty(), "never reached: {missing:?}");
 }
 
-const REACHED: [&str; 29] = [
+const REACHED: [&str; 30] = [
     "Complete",
     "Partial",
     "Nothing",
@@ -361,6 +365,7 @@ const REACHED: [&str; 29] = [
     "DonorKept",
     "GateFailed",
     "HypervisorFailed",
+    "Fixed",
     "DonorGone",
     "RecipientGone",
     "Interrupted",

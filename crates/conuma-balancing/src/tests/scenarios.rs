@@ -120,28 +120,6 @@ fn a_refused_core_stays_and_the_rest_moves() {
     assert_eq!(world.vms[&name("a")].using, Some(cpus("0-1,3")));
 }
 
-/// As while a guest is migrated: its QEMU does what it is told, and says that nothing will come of it.
-#[test]
-fn where_memory_cannot_move_the_reason_is_told_at_once() {
-    for stuck in ["a", "b"] {
-        let mut world = pair();
-        let began = world.now;
-        let still = |action: &Action| {
-            let polled = matches!(action.kind, ActionKind::PollSize { .. }) && action.vm == name(stuck);
-            Some(if polled { Fate::Refused } else { Fate::Works })
-        };
-        let report = run_with(&mut world, lend("a", "b", of_memory(1, 2)), still, |_, vm, _| *vm != name(stuck));
-        assert_eq!(report.verdict, Verdict::Nothing, "{report:#?}");
-        let why = Reason::HypervisorFailed(Failure::Refused("it migrates".into()));
-        assert_eq!(shortfalls(&report), [("node1=256M".into(), why, "a".into())]);
-        let took = report.ended.unwrap() - began;
-        assert!(took < world.engine.timing.shrink, "{took:?}");
-        assert_eq!(world.holds("a"), "CPUs 0-3, node0=384M, node1=384M");
-        world.run_until_settled();
-        world.check();
-    }
-}
-
 #[test]
 fn a_silent_guest_loses_its_cores_by_the_gate() {
     let mut world = pair();

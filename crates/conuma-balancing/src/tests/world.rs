@@ -22,7 +22,7 @@ pub(super) enum Fate {
     Lost,
     /// Not done; the answer says so.
     Fails,
-    /// A guest's no: it changes nothing about its CPUs, stays busy, has no room; or QEMU's: memory does not come and go now.
+    /// A guest's no: it changes nothing about its CPUs, stays busy, has no room; or QEMU's, to a look.
     Refused,
     /// Done, and the answer comes twice.
     Twice,
@@ -338,7 +338,7 @@ impl World {
                 let size = if executor == Executor::BelievesGuests { *bytes } else { plugged.size };
                 Outcome::Memory(PluggedMemory { size, ..*plugged })
             }
-            ActionKind::PollSize { .. } if refused => Outcome::Failed(Failure::Refused("it migrates".into())),
+            ActionKind::PollSize { .. } if refused => Outcome::Failed(Failure::Refused("broken".into())),
             ActionKind::PollSize { node } => Outcome::Memory(vm.plugged[node]),
             ActionKind::CloseGate { cpus, grip, .. } => {
                 let busy = if refused { cpus.clone() } else { CpuSet::new() };

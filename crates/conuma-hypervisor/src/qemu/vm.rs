@@ -133,6 +133,11 @@ impl Vm for QemuVm {
         if self.process.has_ended() {
             return Ok(RunState::Ended);
         }
+        // First: one that ends in between is seen by what it has become.
+        let migrates = match self.migrates().await {
+            Err(HypervisorError::Ended { .. }) => return Ok(RunState::Ended),
+            migrates => migrates?,
+        };
         let status = match self.call("query-status", json!({})).await {
             Err(HypervisorError::Ended { .. }) => return Ok(RunState::Ended),
             status => status?,
@@ -140,9 +145,9 @@ impl Vm for QemuVm {
         Ok(match status["status"].as_str().unwrap_or_default() {
             "finish-migrate" => RunState::Migrating,
             "postmigrate" => RunState::Migrated,
-            "running" | "paused" if self.migrates().await? => RunState::Migrating,
+            "running" | "paused" | "prelaunch" | "suspended" if migrates => RunState::Migrating,
             "running" => RunState::Running,
-            "prelaunch" | "paused" | "suspended" | "inmigrate" => RunState::Paused,
+            "prelaunch" | "paused" | "suspended" | "inmigrate" | "save-vm" | "restore-vm" => RunState::Paused,
             _ => RunState::Stopped,
         })
     }

@@ -223,12 +223,13 @@ fn agent(agent: AgentState, style: Style) -> String {
 
 fn remarks(vm: &VmSummary, style: Style) -> String {
     let unsettled = if vm.settled { "" } else { "does not follow the ledger yet" };
-    let silent = if vm.lends_memory { "" } else { "its memory cannot move: the guest did not answer" };
+    let fixed = matches!(vm.state, VmState::Migrating | VmState::Migrated);
+    let silent = if vm.lends_memory || fixed { "" } else { "its memory cannot move: the guest did not answer" };
     let trespasses =
         if vm.takes_memory || !vm.lends_memory { "" } else { "it uses more memory than it holds, and gets none" };
     let stays = match vm.state {
-        VmState::Migrated => "its guest runs elsewhere; it keeps what it holds until it is stopped",
-        VmState::Halted => "its guest cannot go on; it keeps what it holds until it is stopped",
+        VmState::Migrated => "its guest runs elsewhere; its memory stays here until it is stopped",
+        VmState::Halted => "its guest cannot go on; `conuma stop --force` ends it",
         _ => "",
     };
     join(&[style.bad(stays), style.warn(unsettled), style.warn(silent), style.bad(trespasses)])

@@ -15,10 +15,9 @@ use super::{Fence, Tools, chain, failure};
 pub(super) async fn run(tools: Arc<Tools>, mut actions: mpsc::Receiver<Action>) {
     let mut fence = Fence::default();
     let mut ceiling = Ceiling::of(&tools).await;
-    let mut told = BTreeMap::new();
     while let Some(action) = actions.recv().await {
         if fence.lets_pass(action.id) {
-            tools.within(&action, tools.turn_memory(&action, &mut ceiling, &mut told)).await;
+            tools.within(&action, tools.turn_memory(&action, &mut ceiling)).await;
         }
     }
 }
@@ -68,13 +67,7 @@ async fn limit(tools: &Tools, devices: &BTreeMap<NodeId, Bytes>) -> Result<(), H
 }
 
 impl Tools {
-    /// Does what is asked; `told` are the sizes that were told last.
-    async fn turn_memory(
-        &self,
-        action: &Action,
-        ceiling: &mut Ceiling,
-        told: &mut BTreeMap<NodeId, MemoryState>,
-    ) -> Outcome {
+    async fn turn_memory(&self, action: &Action, ceiling: &mut Ceiling) -> Outcome {
         let (node, answer) = match &action.kind {
             ActionKind::SetRequestedSize { node, bytes } => {
                 self.excuses.asked(*node, *bytes, Instant::now());
@@ -95,11 +88,6 @@ impl Tools {
                 }
                 if let Err(error) = ceiling.set(self, node, plugged(state).bound()).await {
                     tracing::warn!(vm = %self.plan.name, "its ceiling stays too high: {}", chain(&error));
-                }
-                // Only where the engine knows how much there is: what it settles for must be what the guest has.
-                let known = told.insert(node, state) == Some(state);
-                if let Some(why) = self.guest.keeps_memory().filter(|_| known && state.requested != state.size) {
-                    return Outcome::Failed(Failure::Refused(why.into()));
                 }
                 Outcome::Memory(plugged(state))
             }

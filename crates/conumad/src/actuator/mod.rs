@@ -27,7 +27,6 @@ use crate::agent::AgentLink;
 use crate::bus::Bus;
 use crate::clock::Clock;
 use crate::core::CoreHandle;
-use crate::guest::GuestState;
 
 pub use excuse::Excuses;
 pub(crate) use memory::plugged;
@@ -54,8 +53,6 @@ pub struct Tools {
     pub baseline: Arc<Baseline>,
     /// Why the guest may run where it should not.
     pub excuses: Arc<Excuses>,
-    /// Whether it runs at all.
-    pub guest: Arc<GuestState>,
     /// Engine time.
     pub clock: Clock,
     /// Who is told what came of actions.

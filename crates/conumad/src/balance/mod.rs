@@ -438,6 +438,10 @@ impl Manager {
                 self.setbacks.forget(vm);
                 self.wake(Cause::Reset, Duration::ZERO);
             }
+            EventKind::VmChanged { vm, .. } => {
+                self.setbacks.forget(vm);
+                self.wake(Cause::Tick, Duration::ZERO);
+            }
             EventKind::TransferEnded(_) => self.wake(Cause::Transfer, Duration::ZERO),
             EventKind::HostCpus { .. } => self.wake(Cause::Tick, Duration::ZERO),
             EventKind::Missed { .. } => {

@@ -93,7 +93,7 @@ pub(crate) struct Running {
     pub(crate) link: AgentLink,
     pub(crate) baseline: Arc<Baseline>,
     pub(crate) excuses: Arc<Excuses>,
-    pub(crate) guest: Arc<GuestState>,
+    pub(crate) guest: GuestState,
     pub(crate) reports: Mutex<Reports>,
     /// The guest may have been reset without a word of it; its next answer tells that it is back.
     pub(crate) reset_missed: AtomicBool,
@@ -170,7 +170,7 @@ impl Running {
         link: AgentLink,
         baseline: Arc<Baseline>,
         excuses: Arc<Excuses>,
-        guest: Arc<GuestState>,
+        guest: GuestState,
         stop: CancellationToken,
     ) -> Arc<Self> {
         Arc::new(Self {

@@ -255,16 +255,20 @@ impl Room {
         let boot = if agentless { self.settings.timing.shrink } else { self.settings.boot_grace() };
         let memory = self.settings.timing.shrink;
         let excuses = Arc::new(Excuses::new(std::time::Instant::now(), boot, memory));
-        let guest = Arc::new(GuestState::default());
-        let running =
-            Running::new(vm.clone(), link.clone(), baseline.clone(), excuses.clone(), guest.clone(), stop.clone());
+        let running = Running::new(
+            vm.clone(),
+            link.clone(),
+            baseline.clone(),
+            excuses.clone(),
+            GuestState::default(),
+            stop.clone(),
+        );
         let tools = Tools {
             vm,
             plan: plan.clone(),
             link,
             baseline,
             excuses,
-            guest,
             clock: self.clock,
             core: self.core.clone(),
             bus: self.bus.clone(),
@@ -289,9 +293,9 @@ impl Room {
         // An earlier daemon may have ended between starting QEMU and letting the guest run.
         let room = self.clone();
         self.tasks.spawn(async move {
-            let resumed = match running.vm.run_state().await {
+            let resumed = match room.look_at_guest(&entry, &running).await {
                 Ok(RunState::Paused) => running.vm.resume().await,
-                Ok(state) => return room.guest_is(&entry, &running, state),
+                Ok(_) => return,
                 Err(error) => Err(error),
             };
             match resumed {

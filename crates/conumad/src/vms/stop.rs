@@ -45,7 +45,7 @@ impl Room {
 
     /// Asks; how long it may then take to be gone. Where no guest runs any more that could power off, QEMU is ended.
     async fn ask_to_end(&self, entry: &Entry, running: &Running, how: &StopQuery) -> Result<Duration, Problem> {
-        let force = how.force || running.guest.get() == RunState::Migrated;
+        let force = how.force || matches!(running.vm.run_state().await, Ok(RunState::Migrated));
         let asked = if force { running.vm.end(self.settings.step).await } else { running.vm.power_down().await };
         asked.map_err(|error| {
             let name = &entry.plan.name;

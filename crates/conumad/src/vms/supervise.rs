@@ -9,7 +9,7 @@ use conuma_agent_proto::{AgentError, GuestFacts, Reply, Report, RequestBody};
 use conuma_api::{EventKind, ViolationInfo};
 use conuma_balancing::Event;
 use conuma_binding::BindingPlan;
-use conuma_hypervisor::{MemoryState, RunState, Vm, VmEvent};
+use conuma_hypervisor::{HypervisorError, MemoryState, RunState, Vm, VmEvent};
 use conuma_topology::{Bytes, NodeId};
 use tokio::sync::{broadcast, mpsc};
 use tokio::time::{MissedTickBehavior, interval, sleep};
@@ -20,6 +20,7 @@ use super::{Entry, Phase, Room, Running};
 use crate::actuator::chain;
 use crate::agent::{AskError, LinkEvent, LinkState};
 use crate::config::Triggers;
+use crate::guest::fixed;
 
 /// Memory of QEMU itself (its program, its heap, page tables' copies) that an audit lets pass on each node.
 pub(crate) const QEMU_SLACK: Bytes = Bytes::mib(256);
@@ -61,8 +62,8 @@ impl Room {
                     let (room, entry, running) = (self.clone(), entry.clone(), running.clone());
                     async move {
                         // Not every change of such a state is told by an event.
-                        if running.guest.get() != RunState::Running {
-                            room.look_at_guest(&entry, &running).await;
+                        if running.guest.get() != Some(RunState::Running) {
+                            room.note_guest(&entry, &running).await;
                         }
                         room.ask_report(&entry, &running).await;
                     }
@@ -202,7 +203,7 @@ impl Room {
                 self.core.happened(Event::SizeChanged { vm });
             }
             // The first is also what QEMU says when the guest cannot go on.
-            Ok(VmEvent::Paused | VmEvent::Resumed | VmEvent::Migration) => self.look_at_guest(entry, running).await,
+            Ok(VmEvent::Paused | VmEvent::Resumed | VmEvent::Migration) => self.note_guest(entry, running).await,
             Ok(VmEvent::Missed(missed)) | Err(broadcast::error::RecvError::Lagged(missed)) => {
                 if running.speaks() {
                     tracing::warn!(%vm, missed, "events of QEMU were missed");
@@ -213,7 +214,7 @@ impl Room {
                 if running.link.status().state != LinkState::Connected {
                     self.core.happened(Event::VmReset { vm });
                 }
-                self.look_at_guest(entry, running).await;
+                self.note_guest(entry, running).await;
             }
             // Its end is noticed by the process.
             Err(broadcast::error::RecvError::Closed) => {
@@ -222,30 +223,36 @@ impl Room {
         }
     }
 
-    async fn look_at_guest(&self, entry: &Entry, running: &Running) {
-        // A VM that has ended, or whose QEMU does not answer, is noticed elsewhere.
-        if let Ok(state) = running.vm.run_state().await {
-            self.guest_is(entry, running, state);
+    /// Asks whether the guest runs, and tells if that is news. One that cannot go on, or was migrated away, keeps its memory, as its
+    /// QEMU lives and might let it run again: a person has to decide.
+    pub(super) async fn look_at_guest(&self, entry: &Entry, running: &Running) -> Result<RunState, HypervisorError> {
+        let (state, news) = running.guest.learn(running.vm.run_state()).await?;
+        if news {
+            self.guest_changed(entry, running, state);
+        }
+        Ok(state)
+    }
+
+    /// As above; a VM that has ended, or whose QEMU does not answer, is noticed elsewhere.
+    async fn note_guest(&self, entry: &Entry, running: &Running) {
+        if let Err(error) = self.look_at_guest(entry, running).await {
+            tracing::debug!(vm = %entry.plan.name, "whether its guest runs is not known: {}", chain(&error));
         }
     }
 
-    /// Tells if that is news. A guest that cannot go on, or was migrated away, keeps what it holds, as its QEMU lives and might let it
-    /// run again: a person has to decide.
-    pub(super) fn guest_is(&self, entry: &Entry, running: &Running, state: RunState) {
-        if !running.guest.set(state) {
-            return;
-        }
+    fn guest_changed(&self, entry: &Entry, running: &Running, state: RunState) {
         let vm = entry.plan.name.clone();
         match state {
             RunState::Stopped => {
                 tracing::warn!(%vm, "the guest cannot go on, and keeps what it holds: `conuma stop {vm} --force` ends it");
             }
             RunState::Migrated => {
-                tracing::warn!(%vm, "the guest was migrated away; its VM here keeps what it holds: `conuma stop {vm}` ends it");
+                tracing::warn!(%vm, "the guest was migrated away; its VM here keeps its memory: `conuma stop {vm}` ends it");
             }
             _ if running.speaks() => tracing::info!(%vm, ?state, "the guest changed its state"),
             _ => {}
         }
+        self.core.happened(Event::MemoryFixed { vm: vm.clone(), fixed: fixed(state) });
         if let Some(state) = vm_state(state) {
             self.bus.tell(EventKind::VmChanged { vm, state });
         }

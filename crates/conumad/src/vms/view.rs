@@ -242,7 +242,7 @@ fn summary(view: &VmView, cores: u32, entry: Option<&Entry>) -> VmSummary {
             _ if stopping => VmState::Stopping,
             Life::Starting => VmState::Starting,
             Life::Running => {
-                running.as_ref().and_then(|running| vm_state(running.guest.get())).unwrap_or(VmState::Running)
+                running.as_ref().and_then(|running| vm_state(running.guest.get()?)).unwrap_or(VmState::Running)
             }
         },
         agent: match running.map_or(LinkState::Awaited, |running| running.link.status().state) {

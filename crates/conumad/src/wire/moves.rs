@@ -184,6 +184,7 @@ fn shortfall(of: &Shortfall) -> api::Shortfall {
         Reason::NoRoom => "the recipient has no room for it: its limit, or its devices".into(),
         Reason::Unanswering(vm) => format!("{vm} does not answer: its memory is left alone until it does"),
         Reason::Trespasses(vm) => format!("{vm} uses more memory than it holds: it gets none until it does not"),
+        Reason::Fixed(vm, why) => format!("{vm} {why}"),
         Reason::PoolLacks(short) => format!("the recipient is still {short} short of its guarantee"),
     };
     api::Shortfall { what: resources(&of.what), code: kind_of(&of.why), message, now_with: holder(&of.now_with) }

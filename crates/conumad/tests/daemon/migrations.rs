@@ -1,6 +1,6 @@
 //! Guests that are migrated away, or were to be.
 
-use conuma_api::{Holder, StopQuery, TransferState, VmState};
+use conuma_api::{Code, Holder, StopQuery, TransferState, VmState};
 use conuma_hypervisor::fake::Faults;
 use conuma_hypervisor::{RunState, Vm as _};
 
@@ -12,11 +12,11 @@ async fn is(host: &Host, state: VmState) {
     host.eventually(&format!("a is {state:?}"), || async { host.vm("a").await.summary.state == state }).await;
 }
 
-/// What kept memory from moving.
+/// Why memory is not even begun to be moved.
 async fn kept(host: &Host, from: &str, to: &str) -> String {
-    let lent = host.transfer(lend(from, to, memory(1, 64))).await;
-    assert_eq!(lent.state, TransferState::Nothing, "{lent:#?}");
-    lent.legs[0].shortfalls[0].message.clone()
+    let (code, message) = host.refused(lend(from, to, memory(1, 64))).await;
+    assert_eq!(code, Code::Refused, "{message}");
+    message
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -43,22 +43,27 @@ async fn memory_stays_while_a_guest_migrates_and_cores_move() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_migration_in_the_middle_of_a_transfer_ends_it_with_the_reason() {
     let host = Host::boot().await;
-    let _guests = host.two_vms().await;
-    // For want of a guest that gives it the transfer waits.
+    let (a, _b) = host.two_vms().await;
+    // The transfer waits for a guest that gives nothing, or says nothing.
     host.fake("a").set_faults(Faults { keeps: [(NodeId(1), Bytes::mib(128))].into(), ..Faults::default() });
-    let client = host.client.clone();
-    let asked = client.transfer(lend("a", "b", memory(1, 64))).await.unwrap();
-    host.fake("a").migrate(RunState::Migrating);
-    let ended = host.ended(asked.id).await;
-    assert!(ended.legs[0].shortfalls[0].message.contains("being migrated live"), "{ended:#?}");
-    host.check().await;
+    for silent in [false, true] {
+        a.state().silent = silent;
+        let asked = host.client.transfer(lend("a", "b", memory(1, 64))).await.unwrap();
+        host.fake("a").migrate(RunState::Migrating);
+        let ended = host.ended(asked.id).await;
+        assert!(ended.legs[0].shortfalls[0].message.contains("being migrated live"), "{ended:#?}");
+        host.check().await;
+        host.fake("a").migrate(RunState::Running);
+        is(&host, VmState::Running).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_that_was_migrated_away_keeps_what_it_holds_until_it_is_stopped() {
     let mut host = Host::boot().await;
-    let (_a, b) = host.two_vms().await;
+    let (a, b) = host.two_vms().await;
     host.fake("a").migrate(RunState::Migrated);
+    a.state().silent = true;
     is(&host, VmState::Migrated).await;
     let why = kept(&host, "a", "b").await;
     assert!(why.contains("runs here no more"), "{why}");
