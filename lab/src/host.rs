@@ -131,7 +131,7 @@ impl Lab {
         self.run_within(&["/bin/true"], Duration::from_secs(60)).is_ok()
     }
 
-    /// The end of its console, and what QEMU said: why it died, if it did. Each line is marked, as it is no word of ours.
+    /// The end of its console, or where it began to give up, and what QEMU said: why it died, if it did. Each line is marked, as it is no word of ours.
     pub fn last_words(&self) -> String {
         /// As many lines of each tell a panic from what came before.
         const LINES: usize = 12;
@@ -140,7 +140,9 @@ impl Lab {
             let text = fs::read(self.logs.join(file)).unwrap_or_default();
             let text = String::from_utf8_lossy(&text);
             let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-            for line in lines.iter().skip(lines.len().saturating_sub(LINES)) {
+            // A kernel says why it gives up first, and then at length where.
+            let why = lines.iter().position(|line| ["BUG:", "Oops", "panic"].iter().any(|word| line.contains(word)));
+            for line in lines.iter().skip(why.unwrap_or(lines.len().saturating_sub(LINES))).take(LINES) {
                 let line: String = line.chars().filter(|c| !c.is_control()).collect();
                 words.push_str(&format!("\n  {file}: {line}"));
             }
