@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::bound;
 use crate::fluid::{self, Fluid};
 use crate::outcome::Outcome;
 use crate::site::{Site, SiteError};
@@ -26,7 +27,7 @@ pub enum Policy {
     Greedy,
     /// Engine and policy of this project.
     Ours,
-    /// Perfect knowledge, for nothing: an upper bound.
+    /// Perfect knowledge of what is wanted now, for nothing.
     Oracle,
 }
 
@@ -48,6 +49,8 @@ pub struct Comparison {
     pub vms: usize,
     /// What they want together, in cores.
     pub wanted: Demand,
+    /// Useful core-seconds that no policy can exceed.
+    pub bound: f64,
     /// By policy.
     pub outcomes: Vec<Outcome>,
     /// How ours does beside others, if all that takes was run.
@@ -97,6 +100,7 @@ pub fn compare(
         seconds: trace.end.as_secs_f64(),
         vms: trace.vms.len(),
         wanted: total,
+        bound: bound::most(trace, &site),
         verdict: verdict(&outcomes),
         outcomes,
     })

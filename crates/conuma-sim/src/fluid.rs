@@ -7,7 +7,7 @@
 //!   on one in `n`, where a trace has working sets.
 //! - *greedy*: who asks first gets what is free, in whole cores, and gives back what it has not used for a second.
 //! - *oracle*: knows what every VM wants, moves at once and for nothing, parts of cores too, and serves what would be lost before what
-//!   can wait. Guarantees and limits hold. An upper bound.
+//!   can wait. Guarantees and limits hold. It does not look ahead: what nobody can exceed is in [`crate::bound`].
 //! - *fair*: as the oracle, but by weight: what fairness is measured by.
 
 use std::time::Duration;

@@ -22,6 +22,7 @@
 #![forbid(unsafe_code)]
 
 pub mod actuator;
+pub mod bound;
 pub mod cli;
 pub mod compare;
 pub mod fault;

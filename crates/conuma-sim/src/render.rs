@@ -11,10 +11,10 @@ const BAR: usize = 24;
 
 /// A comparison as a table.
 pub fn comparison(comparison: &Comparison) -> String {
-    let Comparison { trace, host, cores, seconds, vms, wanted, .. } = comparison;
+    let Comparison { trace, host, cores, seconds, vms, wanted, bound, .. } = comparison;
     let mut text = format!(
         "{trace}: {vms} VMs on {host} ({cores} cores), {seconds:.0} s; wanted {:.1} cores on average, {:.1} at the 95th percentile, \
-         {:.1} at most\n\n",
+         {:.1} at most; {bound:.0} core-seconds can be useful\n\n",
         wanted.mean, wanted.p95, wanted.peak
     );
     let outcomes = &comparison.outcomes;

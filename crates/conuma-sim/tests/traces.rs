@@ -61,5 +61,11 @@ fn ours_does_as_promised_on_the_shipped_traces() {
         let trace = Trace::parse(text, name).unwrap().cut(Duration::from_secs(1800));
         let comparison = compare(&trace, None, &POLICIES, 0.3, &Options::default()).unwrap();
         assert!(comparison.verdict.unwrap().kept, "{}", render::comparison(&comparison));
+        let oracle = comparison.outcomes.last().unwrap();
+        assert!(
+            oracle.policy == "oracle" && oracle.useful > 0.99 * comparison.bound,
+            "{}: {oracle:#?}",
+            comparison.bound
+        );
     }
 }
