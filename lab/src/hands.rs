@@ -7,14 +7,21 @@ use crate::stage::Stage;
 impl Stage {
     /// Gives a command without arguments to a guest's QEMU, past the daemon.
     pub fn monitor(&self, vm: &str, command: &str) -> Result<()> {
-        self.lab.ok(&["conuma-lab-init", "qmp", &format!("/run/hand-{vm}.sock"), command]).map(drop)
+        self.tell_qemu(vm, &[command])
     }
 
     /// Begins to migrate a guest live, into a program that a shell runs in the host: it gets all of its memory and state. The VM
     /// stays as it is until that has come to an end.
     pub fn migrate(&self, vm: &str, into: &str) -> Result<()> {
         let arguments = serde_json::json!({ "uri": format!("exec:{into}") }).to_string();
-        self.lab.ok(&["conuma-lab-init", "qmp", &format!("/run/hand-{vm}.sock"), "migrate", &arguments]).map(drop)
+        self.tell_qemu(vm, &["migrate", &arguments])
+    }
+
+    /// A command, and its arguments in JSON if it has any.
+    fn tell_qemu(&self, vm: &str, words: &[&str]) -> Result<()> {
+        let socket = format!("/run/hand-{vm}.sock");
+        let argv: Vec<&str> = ["conuma-lab-init", "qmp", &socket].into_iter().chain(words.iter().copied()).collect();
+        self.lab.ok(&argv).map(drop)
     }
 
     /// What follows does not take resets so far for faults of the emulator: they were asked for.

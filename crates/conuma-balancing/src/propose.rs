@@ -162,23 +162,12 @@ impl Books<'_> {
 
     /// Which of two VMs memory can neither leave nor reach now, and why.
     fn unfit(&self, from: &Holder, to: &Holder) -> Option<(VmName, Unfit)> {
-        let fixed = |holder: &Holder| {
-            let vm = holder.vm()?;
-            Some((vm.clone(), Unfit::Fixed(*self.fixed.get(vm)?)))
-        };
-        if let Some(fixed) = fixed(from).or_else(|| fixed(to)) {
-            return Some(fixed);
-        }
-        let silent = [from, to].into_iter().find_map(|holder| self.named(holder, &self.silent));
-        let trespasses = || Some((self.named(to, &self.trespassing)?, Unfit::Trespasses));
-        silent.map(|vm| (vm, Unfit::Silent)).or_else(trespasses)
-    }
-
-    fn named(&self, holder: &Holder, names: &BTreeSet<VmName>) -> Option<VmName> {
-        match holder {
-            Holder::Vm(vm) if names.contains(vm) => Some(vm.clone()),
-            _ => None,
-        }
+        let both = || [from, to].into_iter().filter_map(Holder::vm);
+        let fixed = both().find_map(|vm| Some((vm, Unfit::Fixed(*self.fixed.get(vm)?))));
+        let silent = || both().find(|vm| self.silent.contains(*vm)).map(|vm| (vm, Unfit::Silent));
+        let trespasses = || to.vm().filter(|vm| self.trespassing.contains(*vm)).map(|vm| (vm, Unfit::Trespasses));
+        let (vm, unfit) = fixed.or_else(silent).or_else(trespasses)?;
+        Some((vm.clone(), unfit))
     }
 
     fn spec(&self, holder: &Holder) -> Option<&VmSpec> {

@@ -8,7 +8,7 @@ use conuma_hypervisor::RunState;
 /// What is known of a guest.
 #[derive(Debug, Default)]
 pub struct GuestState {
-    /// Nobody has asked yet, or been answered.
+    /// What was answered last; `None` before the first answer.
     last: Mutex<Option<RunState>>,
     /// Held from asking to keeping the answer: an older one must not come after a newer.
     asking: tokio::sync::Mutex<()>,
@@ -33,8 +33,8 @@ impl GuestState {
     }
 }
 
-/// Why memory of a guest in this state stays as it is, whatever its kernel would do. Nobody else's doing is to be expected of
-/// a guest that is merely paused.
+/// Why memory of a guest in this state stays as it is: QEMU changes nothing in a migration, and after it no guest runs here that
+/// could. For one that is merely paused there is no such reason: it may go on in time.
 pub(crate) fn fixed(state: RunState) -> Option<Fixed> {
     match state {
         RunState::Migrating => Some(Fixed::Migrates),

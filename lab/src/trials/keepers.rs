@@ -1,4 +1,4 @@
-//! Guests whose memory is locked, or pinned for devices.
+//! Guests that keep memory they should give: it is full, locked, or pinned for devices.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use conuma_api::TransferState;
 
 use super::daemon::all_is_well;
 use super::grid::{as_at_first, cpus};
-use super::guests::ready;
+use super::guests::{ready, start_again};
 use super::{Trial, Verdict};
 use crate::host::Look;
 use crate::stage::Stage;
@@ -16,7 +16,8 @@ pub(super) const TRIALS: [Trial<Stage>; 1] =
     [Trial { name: "locked_and_pinned_memory_moves_out_of_the_way_where_there_is_room", body: with_room }];
 
 /// Deadlines of memory have to pass in it.
-pub(super) const LONG: [Trial<Stage>; 2] = [
+pub(super) const LONG: [Trial<Stage>; 3] = [
+    Trial { name: "memory_that_cannot_leave_stays_with_the_reason", body: full_of_files },
     Trial { name: "locked_memory_that_fills_a_guest_stays_with_the_reason", body: full_of_locked },
     Trial { name: "pinned_memory_that_cannot_be_moved_stays_with_the_reason", body: pinned },
 ];
@@ -71,19 +72,24 @@ fn locked(stage: &Stage) -> Result<u64> {
     text.trim().parse().context("a number of KiB")
 }
 
-fn nothing_was_killed(stage: &Stage) -> Verdict {
-    let killed = stage.lab.sh("grep -c 'Out of memory' /run/a.console || true")?;
-    ensure!(killed.trim() == "0", "its kernel killed {killed} processes");
-    Ok(())
+/// What a guest that has nothing free left may do: refuse, or be too slow to answer; what it reported before says as much.
+const FULL: [&str; 2] = ["run out of memory", "does not answer"];
+
+/// MiB in `a` that could be filled without harm to it.
+fn can_be_filled(stage: &Stage) -> Result<u64> {
+    let free = stage.lab.guest("a", "awk '/MemAvailable/ {print int($2 / 1024) - 160}' /proc/meminfo")?;
+    free.trim().parse().context("a number of MiB")
 }
 
-/// Lends, and gets a part at most, with the reason; the core goes all the same.
+/// Lends, and gets a part at most, with the reason; nothing in the guest is killed for want of memory, and the core goes all the
+/// same.
 fn part_of_it(stage: &Stage, reasons: &[&str]) -> Verdict {
     let (code, lent) = stage.transfer(LEND)?;
     ensure!(code == 3 && lent.state == TransferState::Partial, "exit code {code}: {lent:#?}");
     let said: Vec<_> = lent.legs.iter().flat_map(|leg| &leg.shortfalls).map(|short| short.message.as_str()).collect();
     ensure!(said.iter().any(|message| reasons.iter().any(|reason| message.contains(reason))), "no reason: {said:?}");
-    nothing_was_killed(stage)?;
+    let killed = stage.lab.sh("grep -c 'Out of memory' /run/a.console || true")?;
+    ensure!(killed.trim() == "0", "its kernel killed {killed} processes");
     ensure!(stage.guest_cpus("b")? == cpus("0-1,6"), "the plan did not go on: b may use {}", stage.guest_cpus("b")?);
     all_is_well(stage)
 }
@@ -105,12 +111,27 @@ fn with_room(stage: &Stage) -> Verdict {
     witness.nothing_wrong().map(drop)
 }
 
+/// Files in memory that is full on every node, without swap, can go nowhere: only what the guest can do without is taken.
+fn full_of_files(stage: &Stage) -> Verdict {
+    ready(stage)?;
+    let mib = can_be_filled(stage)?;
+    stage.lab.guest(
+        "a",
+        &format!(
+            "mkdir -p /run/full; mount -t tmpfs -o size=4g full /run/full; \
+             dd if=/dev/zero of=/run/full/all bs=1M count={mib} 2>/dev/null"
+        ),
+    )?;
+    part_of_it(stage, &FULL)?;
+    stage.lab.guest("a", "umount /run/full")?;
+    as_at_first(stage)
+}
+
 /// Nothing that is free is left for it to move to.
 fn full_of_locked(stage: &Stage) -> Verdict {
     ready(stage)?;
-    let free = stage.lab.guest("a", "awk '/MemAvailable/ {print int($2 / 1024) - 160}' /proc/meminfo")?;
-    let keeper = Keeper::begin(stage, "locked", free.trim().parse()?)?;
-    part_of_it(stage, &["run out of memory", "does not answer"])?;
+    let keeper = Keeper::begin(stage, "locked", can_be_filled(stage)?)?;
+    part_of_it(stage, &FULL)?;
     keeper.end()?;
     as_at_first(stage)
 }
@@ -119,17 +140,13 @@ fn full_of_locked(stage: &Stage) -> Verdict {
 /// there stays where it is.
 fn pinned(stage: &Stage) -> Verdict {
     ready(stage)?;
-    let online = |how: &str| {
-        let knob = "/sys/devices/system/memory/auto_online_blocks";
-        let was = stage.lab.guest("a", &format!("cat {knob}; echo {how} > {knob}"))?;
-        stage.moved(&["conuma", "set", "a", "--memory", "node1=192M"])?;
-        stage.moved(&["conuma", "set", "a", "--memory", "node1=448M"])?;
-        Ok::<_, anyhow::Error>(was)
-    };
-    let usual = online("online_kernel")?;
+    stage.lab.guest("a", "echo online_kernel > /sys/devices/system/memory/auto_online_blocks")?;
+    stage.moved(&["conuma", "set", "a", "--memory", "node1=192M"])?;
+    stage.moved(&["conuma", "set", "a", "--memory", "node1=448M"])?;
     let keeper = Keeper::begin(stage, "pinned", 240)?;
     part_of_it(stage, &["did not give it in time"])?;
     keeper.end()?;
-    as_at_first(stage)?;
-    online(usual.trim()).map(drop)
+    // Its kernel has put things of its own there, too: only a guest that boots anew is as it was.
+    stage.lab.ok(&["conuma", "stop", "a", "--force"])?;
+    start_again(stage)
 }

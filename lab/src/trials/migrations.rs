@@ -1,14 +1,12 @@
 //! Guests that are migrated away while something moves. There is no second host: a program that reads to the end is as good a
 //! destination for what happens here, and one that does not read is a migration that does not end.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use conuma_api::{Transfer, VmState};
 
 use super::daemon::all_is_well;
-use super::grid::{GUESTS, as_at_first, cpus};
-use super::guests::{LEND_BOTH, ready};
+use super::grid::{as_at_first, cpus};
+use super::guests::{BUDGET, begin_to_lend, ready, start_again, until_memory};
 use super::{Trial, Verdict};
 use crate::host::Look;
 use crate::stage::Stage;
@@ -18,20 +16,12 @@ pub(super) const TRIALS: [Trial<Stage>; 2] = [
     Trial { name: "a_guest_that_migrates_away_in_a_transfer_leaves_all_when_it_is_stopped", body: away },
 ];
 
-const BUDGET: Duration = Duration::from_secs(300);
-
-/// Begins to move cores and memory of `a`, and to migrate it while they move; gives what became of the transfer.
+/// Migrates `a` while cores and memory of it move; gives what became of the transfer.
 fn migrate_in_a_transfer(stage: &Stage, into: &str) -> Result<Transfer> {
-    let accepted =
-        || -> Result<u64> { Ok(stage.lab.sh("grep -c 'transfer accepted' /run/conumad.log || true")?.trim().parse()?) };
-    let before = accepted()?;
-    let lend = stage.lab.spawn(LEND_BOTH)?;
-    stage.lab.until("the transfer to begin", Duration::from_secs(60), |_| {
-        Ok(if accepted()? > before { Look::Done(()) } else { Look::NotYet("none was accepted".into()) })
-    })?;
+    let lend = begin_to_lend(stage)?;
     stage.migrate("a", into)?;
     let output = lend.wait(BUDGET, &mut |_| {})?;
-    serde_json::from_str(&output.out).with_context(|| format!("{LEND_BOTH:?}: {}{}", output.err, output.out))
+    serde_json::from_str(&output.out).with_context(|| format!("the transfer: {}{}", output.err, output.out))
 }
 
 /// Memory that was faster than the migration has moved; of what was not, the reason is told.
@@ -69,10 +59,7 @@ fn fails(stage: &Stage) -> Verdict {
     stage.lab.sh("kill -9 $(cat /run/destination)")?;
     until_state(stage, VmState::Running)?;
     as_at_first(stage)?;
-    stage.lab.until("its memory", BUDGET, |_| {
-        let now = stage.guest_memory("a", 1)?;
-        Ok(if now == before { Look::Done(()) } else { Look::NotYet(format!("{now} of {before}")) })
-    })?;
+    until_memory(stage, before)?;
     all_is_well(stage)?;
     witness.nothing_wrong().map(drop)
 }
@@ -96,10 +83,5 @@ fn away(stage: &Stage) -> Verdict {
 
     // No guest is left that could power off: nobody has to insist.
     stage.lab.ok(&["conuma", "stop", "a"])?;
-    let (_, back) = stage.transfer(&["conuma", "set", "b", "--cpus", "0-1", "--memory", "node1=192M"])?;
-    let b = stage.show("b")?.summary.holding;
-    ensure!(b.cpus == cpus("0-1"), "b holds {b:?}: {back:#?}");
-    all_is_well(stage)?;
-    // Others need it.
-    stage.start_guests(&GUESTS[..1])
+    start_again(stage)
 }

@@ -20,7 +20,7 @@ pub enum VmState {
     Paused,
     /// The guest is being migrated live: its memory stays as it is meanwhile.
     Migrating,
-    /// The guest was migrated away: it runs elsewhere, and what the VM holds here stays with it until it is stopped.
+    /// The guest was migrated away: it runs elsewhere, and the VM keeps its memory here until it is stopped.
     Migrated,
     /// The guest panicked or had an internal error, and cannot go on.
     Halted,

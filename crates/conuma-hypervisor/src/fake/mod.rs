@@ -215,21 +215,23 @@ impl FakeVm {
 
     /// The guest stops as one does that cannot go on: QEMU lives, and says no more than that it is paused.
     pub fn halt(&self) {
-        lock(&self.state).run = RunState::Stopped;
-        let _ = self.events.send(VmEvent::Paused);
+        self.becomes(RunState::Stopped, VmEvent::Paused);
     }
 
     /// Somebody pauses the guest.
     pub fn pause(&self) {
-        lock(&self.state).run = RunState::Paused;
-        let _ = self.events.send(VmEvent::Paused);
+        self.becomes(RunState::Paused, VmEvent::Paused);
     }
 
     /// A live migration is at this point: [`RunState::Migrating`], [`RunState::Migrated`], or, when it has failed,
     /// [`RunState::Running`]. Only a guest that runs undisturbed plugs and unplugs memory.
     pub fn migrate(&self, state: RunState) {
+        self.becomes(state, VmEvent::Migration);
+    }
+
+    fn becomes(&self, state: RunState, event: VmEvent) {
         lock(&self.state).run = state;
-        let _ = self.events.send(VmEvent::Migration);
+        let _ = self.events.send(event);
     }
 
     /// Says that this happened, to those who listen.

@@ -80,6 +80,21 @@ impl QemuVm {
         Ok(Self { name, process, qmp, gates, proc, threads, cpus, memory_max, devices, events, listener })
     }
 
+    /// What QEMU says of a guest that has not ended.
+    async fn ask_run_state(&self) -> Result<RunState> {
+        // First: a migration that ends in between is seen by what it has become.
+        let migrates = self.migrates().await?;
+        let status = self.call("query-status", json!({})).await?;
+        Ok(match status["status"].as_str().unwrap_or_default() {
+            "finish-migrate" => RunState::Migrating,
+            "postmigrate" => RunState::Migrated,
+            "running" | "paused" | "prelaunch" | "suspended" if migrates => RunState::Migrating,
+            "running" => RunState::Running,
+            "prelaunch" | "paused" | "suspended" | "inmigrate" | "save-vm" | "restore-vm" => RunState::Paused,
+            _ => RunState::Stopped,
+        })
+    }
+
     /// Whether a live migration is under way.
     async fn migrates(&self) -> Result<bool> {
         let migration = self.call("query-migrate", json!({})).await?;
@@ -133,23 +148,10 @@ impl Vm for QemuVm {
         if self.process.has_ended() {
             return Ok(RunState::Ended);
         }
-        // First: one that ends in between is seen by what it has become.
-        let migrates = match self.migrates().await {
-            Err(HypervisorError::Ended { .. }) => return Ok(RunState::Ended),
-            migrates => migrates?,
-        };
-        let status = match self.call("query-status", json!({})).await {
-            Err(HypervisorError::Ended { .. }) => return Ok(RunState::Ended),
-            status => status?,
-        };
-        Ok(match status["status"].as_str().unwrap_or_default() {
-            "finish-migrate" => RunState::Migrating,
-            "postmigrate" => RunState::Migrated,
-            "running" | "paused" | "prelaunch" | "suspended" if migrates => RunState::Migrating,
-            "running" => RunState::Running,
-            "prelaunch" | "paused" | "suspended" | "inmigrate" | "save-vm" | "restore-vm" => RunState::Paused,
-            _ => RunState::Stopped,
-        })
+        match self.ask_run_state().await {
+            Err(HypervisorError::Ended { .. }) => Ok(RunState::Ended),
+            state => state,
+        }
     }
 
     async fn power_down(&self) -> Result<()> {

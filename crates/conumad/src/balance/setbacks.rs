@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use conuma_balancing::{Holder, Move, Reason, Report};
+use conuma_balancing::{Move, Reason, Report};
 use conuma_policy::VmScene;
 use conuma_topology::{NodeId, VmName};
 
@@ -36,16 +36,12 @@ impl Setbacks {
                 }
             }
             for shortfall in &leg.shortfalls {
-                let named;
                 let whose = match &shortfall.why {
-                    Reason::Fixed(vm, _) => {
-                        named = Holder::Vm(vm.clone());
-                        &named
-                    }
-                    Reason::RecipientDidNotTake | Reason::RecipientGone | Reason::NoRoom => to,
-                    _ => from,
+                    Reason::Fixed(vm, _) => Some(vm),
+                    Reason::RecipientDidNotTake | Reason::RecipientGone | Reason::NoRoom => to.vm(),
+                    _ => from.vm(),
                 };
-                for (vm, node) in leg.planned.turns().filter(|(vm, _)| whose.vm() == Some(vm)) {
+                for (vm, node) in leg.planned.turns().filter(|(vm, _)| whose == Some(*vm)) {
                     self.again((vm.clone(), node), now);
                 }
             }

@@ -28,7 +28,7 @@ impl Room {
         };
         // On its own: whoever asked may go away, a VM that was told to end must end or be said to run on.
         let (asked, was_asked) = oneshot::channel();
-        let (room, force, wait) = (self.clone(), how.force, how.wait);
+        let (room, wait) = (self.clone(), how.wait);
         let ending = self.tasks.spawn(async move {
             let _stopping = running.stopping();
             let budget = room.ask_to_end(&entry, &running, &how).await?;
@@ -36,7 +36,6 @@ impl Room {
             let _ = asked.send(());
             room.wait_gone(&entry, budget).await
         });
-        tracing::info!(vm = %name, force, "VM is stopped");
         if !wait && was_asked.await.is_ok() {
             return Ok(());
         }
@@ -46,6 +45,7 @@ impl Room {
     /// Asks; how long it may then take to be gone. Where no guest runs any more that could power off, QEMU is ended.
     async fn ask_to_end(&self, entry: &Entry, running: &Running, how: &StopQuery) -> Result<Duration, Problem> {
         let force = how.force || matches!(running.vm.run_state().await, Ok(RunState::Migrated));
+        tracing::info!(vm = %entry.plan.name, force, "VM is stopped");
         let asked = if force { running.vm.end(self.settings.step).await } else { running.vm.power_down().await };
         asked.map_err(|error| {
             let name = &entry.plan.name;

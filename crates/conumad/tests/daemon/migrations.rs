@@ -3,7 +3,6 @@
 use conuma_api::{Code, Holder, StopQuery, TransferState, VmState};
 use conuma_hypervisor::fake::Faults;
 use conuma_hypervisor::{RunState, Vm as _};
-
 use conuma_topology::{Bytes, NodeId};
 
 use crate::harness::{Host, cpus, lend, memory, name};
