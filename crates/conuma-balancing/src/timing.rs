@@ -19,6 +19,8 @@ pub struct Timing {
     pub idle_window: Duration,
     /// How long a guest that said it left may still be seen running before the gate closes anyway.
     pub verify: Duration,
+    /// What a guest reported of its free memory is gone by for so long: it may fill it within seconds.
+    pub fresh: Duration,
     /// A guest makes room on a node.
     pub prepare: Duration,
     /// A guest gives memory back, all of it.
@@ -52,6 +54,7 @@ impl Default for Timing {
             host: Duration::from_secs(5),
             idle_window: Duration::from_millis(5),
             verify: Duration::from_secs(2),
+            fresh: Duration::from_secs(1),
             prepare: Duration::from_secs(20),
             shrink: Duration::from_secs(60),
             grow: Duration::from_secs(60),

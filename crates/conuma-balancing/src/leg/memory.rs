@@ -2,7 +2,7 @@
 //!
 //! | stage | waits for | if it does not come |
 //! | --- | --- | --- |
-//! | prepare | the donor's agent made room and told what its guest can do without, which is all that is taken; left out if it has no agent, or where enough was free when it last reported | takes what it could do without when it last reported; what it owes, all the same |
+//! | prepare | the donor's agent made room and told what its guest can do without, which is all that is taken; left out if it has no agent, or where it has just reported that enough is free | takes what it could do without by what it reported since it was asked, or just before; what it owes, all the same |
 //! | shrink | QEMU's `size` is what was asked; where nothing comes the agent makes room after all | settle |
 //! | settle | `requested-size` is back at what the donor kept | all it may still reach stays with the donor |
 //! | *the ledger moves what came out of the donor's account* | | |
@@ -59,7 +59,9 @@ pub(crate) fn begin(leg: &mut Leg, id: TransferId, place: usize, engine: &mut En
         return;
     }
     let (node, bytes) = part(leg);
-    let room = donor(leg, engine).is_some_and(|vm| has_room(vm, node, bytes, engine.state.ledger.held(&leg.from)));
+    let just_now = now.saturating_sub(engine.timing.fresh);
+    let room = donor(leg, engine)
+        .is_some_and(|vm| vm.heard >= just_now && has_room(vm, node, bytes, engine.state.ledger.held(&leg.from)));
     let nobody_to_ask = donor(leg, engine).is_some_and(Vm::is_on_its_own);
     leg.room_asked = nobody_to_ask;
     if nobody_to_ask || room && donor(leg, engine).is_some_and(|vm| vm.agent) {
@@ -127,8 +129,8 @@ fn prepare(leg: &mut Leg, engine: &mut Engine, now: Duration) -> Step {
     Step::Went
 }
 
-/// What the guest can do without: as it told or, where it left the question open, as it last reported. What it owes is asked for all
-/// the same: a guarantee must not depend on whether a borrower's agent answers.
+/// What the guest can do without: as it told or, where it left the question open, as it reported meanwhile. What it owes is asked for
+/// all the same: a guarantee must not depend on whether a borrower's agent answers.
 fn note_prepared(leg: &mut Leg, answer: Outcome, engine: &mut Engine, now: Duration) -> Option<Bytes> {
     match answer {
         Outcome::Prepared { enough, spare } => {
@@ -138,22 +140,26 @@ fn note_prepared(leg: &mut Leg, answer: Outcome, engine: &mut Engine, now: Durat
             return Some(spare);
         }
         Outcome::Failed(failure @ (Failure::TimedOut | Failure::Unreachable)) => {
+            // It was asked at least so long ago.
+            let asked =
+                now.saturating_sub(if failure == Failure::TimedOut { engine.timing.prepare } else { Duration::ZERO });
             leg.remark(Remark::DonorSilent(failure));
-            return (!leg.terms.owed).then(|| reported_spare(leg, engine, now));
+            return (!leg.terms.owed).then(|| reported_spare(leg, engine, asked));
         }
         _ => leg.remark(Remark::Unprepared),
     }
     None
 }
 
-/// What the donor could do without when it last reported, on whichever nodes: its kernel moves pages to make room. Nothing if that is
-/// long ago. This leg spends it: others of the same guest find so much less.
-fn reported_spare(leg: &Leg, engine: &mut Engine, now: Duration) -> Bytes {
+/// What the donor could do without when it last reported, on whichever nodes: its kernel moves pages to make room. Nothing if it has
+/// said nothing since it was asked, or just before: it may be silent because it is full. This leg spends it: others of the same guest
+/// find so much less.
+fn reported_spare(leg: &Leg, engine: &mut Engine, asked: Duration) -> Bytes {
     let (node, bytes) = part(leg);
     let left = left_free(engine.state.ledger.held(&leg.from));
-    let fresh = engine.timing.prepare * 2;
+    let since = asked.saturating_sub(engine.timing.fresh);
     let Some(vm) = leg.from.vm().and_then(|vm| engine.state.vms.get_mut(vm)) else { return Bytes::ZERO };
-    if now.saturating_sub(vm.heard) > fresh {
+    if vm.heard < since {
         return Bytes::ZERO;
     }
     let all: Bytes = vm.free.values().copied().sum();

@@ -65,6 +65,7 @@ fn timing() -> Timing {
         host: second,
         idle_window: Duration::ZERO,
         verify: second,
+        fresh: second,
         prepare: second,
         shrink: second * 2,
         grow: second * 2,

@@ -312,6 +312,36 @@ fn memory_that_seems_free_is_not_taken_unasked_if_it_is_all_there_is() {
 }
 
 #[test]
+fn a_guest_that_reported_a_while_ago_is_asked_first() {
+    let timing = Timing::default();
+    for (age, first) in [(timing.fresh, Stage::Shrink), (timing.fresh + Duration::from_millis(1), Stage::Prepare)] {
+        let mut world = pair();
+        world.tell(Event::GuestMemory { vm: name("a"), free: free_on_both(2) });
+        world.now += age;
+        let report = run(&mut world, lend("a", "b", of_memory(1, 2)), works);
+        assert_eq!((stages(&report)[0][0], report.verdict), (first, Verdict::Complete), "{age:?}");
+    }
+}
+
+/// It may have filled since what it reported to be free, and be silent because of that.
+#[test]
+fn what_a_guest_reported_long_before_it_fell_silent_does_not_count() {
+    let timing = Timing::default();
+    let lost = |action: &Action| {
+        let prepares = matches!(action.kind, ActionKind::PrepareMemory { .. });
+        Some(if prepares { Fate::Lost } else { Fate::Works })
+    };
+    for (age, came) in [(timing.fresh / 2, 1), (timing.fresh + Duration::from_millis(1), 0)] {
+        let mut world = pair();
+        world.tell(Event::GuestMemory { vm: name("a"), free: on(1, 2) });
+        world.now += age;
+        let report = run(&mut world, lend("a", "b", of_memory(1, 2)), lost);
+        assert_eq!(report.legs[0].arrived.on(NodeId(1)), units(came), "{age:?}: {report:#?}");
+        assert_eq!(shortfalls(&report)[0].1, Reason::Unanswering(name("a")));
+    }
+}
+
+#[test]
 fn room_is_asked_for_where_nothing_comes_though_enough_seemed_free() {
     let mut world = pair();
     world.tell(Event::GuestMemory { vm: name("a"), free: free_on_both(2) });
