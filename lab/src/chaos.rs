@@ -3,27 +3,29 @@
 //! Everything follows from the seed, but not the instants at which things meet: that is the emulator's and the machine's doing.
 //! So a seed says what is tried, in which order, and a run that found something is worth repeating more than once.
 //!
-//! Left out is what would make the witness see a hand of its own: gates that chaos itself opens, bindings that it rewrites.
-//! Those have trials of their own.
+//! Left out is what would make the witness see a hand of its own (gates that chaos itself opens, bindings that it rewrites), what ends
+//! a VM (its QEMU dies, its kernel panics, it is migrated away), and memory and CPUs that a guest keeps. Those have trials of their own.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
-use conuma_api::{AgentState, Transfer, TransferState};
+use anyhow::{Context as _, Result, bail, ensure};
+use conuma_api::{AgentState, Transfer};
 use conuma_topology::CpuSet;
 use serde::Serialize;
 
 use crate::client::Output;
 use crate::host::{Kit, Look};
 use crate::stage::Stage;
-use crate::trials::{GUESTS, TOPOLOGY, all_is_well};
+use crate::trials::{GUESTS, REFUSED, TOPOLOGY, all_is_well};
 
 /// How long a transfer may take at most: the deadlines of all its stages, at the lab's patience.
 const TRANSFER_BUDGET: Duration = Duration::from_secs(400);
-/// How `conuma` ends when something was refused.
-const REFUSED: i32 = 4;
+/// What is owed comes back within the daemon's deadline for that; of memory, within that of a transfer.
+const RECALL_DEADLINE: Duration = crate::stage::RECALL_DEADLINE;
+/// The witness looks ten times a second, as far as the emulator lets it.
+const LEAST_SAMPLES: u64 = 4;
 const VMS: [&str; 2] = ["a", "b"];
 
 /// What to do.
@@ -48,6 +50,8 @@ pub struct Outcome {
     pub faults: BTreeMap<String, u64>,
     /// The slowest recall, in milliseconds.
     pub slowest_recall_ms: u64,
+    /// The slowest part of a recall that was about cores, which have a deadline of their own, in milliseconds.
+    pub slowest_cores_back_ms: u64,
     /// Samples of the witness, and those of memory.
     pub samples: (u64, u64),
     /// The longest time between two samples, in milliseconds.
@@ -84,6 +88,10 @@ fn play(stage: &Stage, chaos: Chaos) -> Result<Outcome> {
     let findings = witness.nothing_wrong().with_context(|| format!("seed {}", chaos.seed))?;
     let broken = stage.lab.sh("grep -c 'an invariant does not hold' /run/conumad.log || true")?;
     ensure!(broken.trim() == "0", "the daemon itself saw {broken} violations");
+    ensure!(
+        findings.samples >= outcome.seconds * LEAST_SAMPLES && findings.memory_samples * 10 >= outcome.seconds,
+        "the witness saw too little: {findings:?}"
+    );
     outcome.samples = (findings.samples, findings.memory_samples);
     outcome.longest_gap_ms = findings.longest_gap_ms;
     outcome.worst_stray_share = findings.worst_stray_share;
@@ -108,19 +116,29 @@ enum Fault {
     None,
     DaemonKilled,
     JournalLost,
+    JournalCut,
     AgentKilled,
     AgentStopped,
     AgentLies,
     GuestPaused,
     GuestReset,
+    MigrationFails,
+    SecondTransfer,
     ThreadMoved,
     Throttled,
     DiskFull,
     CpuOffline,
 }
 
+impl Fault {
+    /// Nobody is left who could tell what became of a transfer.
+    fn ends_the_daemon(self) -> bool {
+        matches!(self, Self::DaemonKilled | Self::JournalLost | Self::JournalCut)
+    }
+}
+
 /// One that is named more than once is more likely.
-const FAULTS: [Fault; 17] = [
+const FAULTS: [Fault; 20] = [
     Fault::None,
     Fault::None,
     Fault::None,
@@ -129,11 +147,14 @@ const FAULTS: [Fault; 17] = [
     Fault::DaemonKilled,
     Fault::DaemonKilled,
     Fault::JournalLost,
+    Fault::JournalCut,
     Fault::AgentKilled,
     Fault::AgentStopped,
     Fault::AgentLies,
     Fault::GuestPaused,
     Fault::GuestReset,
+    Fault::MigrationFails,
+    Fault::SecondTransfer,
     Fault::ThreadMoved,
     Fault::Throttled,
     Fault::DiskFull,
@@ -162,7 +183,7 @@ impl Game<'_> {
         }
         heal(self.stage)?;
         let output = running.wait(TRANSFER_BUDGET, &mut |_| {})?;
-        self.note(&argv, &output)?;
+        self.note(&argv, fault, &output)?;
         self.recovered(fault)
     }
 
@@ -191,21 +212,34 @@ impl Game<'_> {
         Ok(argv)
     }
 
-    fn note(&mut self, argv: &[&str], output: &Output) -> Result<()> {
+    fn note(&mut self, argv: &[&str], fault: Fault, output: &Output) -> Result<()> {
         let became = match serde_json::from_str::<Transfer>(&output.out) {
             Ok(transfer) => {
-                if argv.contains(&"recall") && transfer.state == TransferState::Complete {
-                    let took = transfer.took_us / 1000;
-                    self.outcome.slowest_recall_ms = self.outcome.slowest_recall_ms.max(took);
+                if argv.contains(&"recall") {
+                    self.note_recall(&transfer)?;
                 }
                 format!("{:?}", transfer.state)
             }
             Err(_) if output.code == REFUSED => "Refused".into(),
-            // Its daemon was killed.
-            Err(_) => "Unanswered".into(),
+            Err(_) if fault.ends_the_daemon() => "Unanswered".into(),
+            Err(error) => {
+                bail!("{argv:?}, {fault:?}: exit code {}, {error}: {}{}", output.code, output.err, output.out)
+            }
         };
         writeln!(std::io::stderr(), "chaos:   {became} {}", output.err.lines().next().unwrap_or_default())?;
         *self.outcome.transfers.entry(became).or_default() += 1;
+        Ok(())
+    }
+
+    /// Cores that are owed come back within their deadline, whatever happens to the guest that has them.
+    fn note_recall(&mut self, recall: &Transfer) -> Result<()> {
+        let took = recall.took_us / 1000;
+        self.outcome.slowest_recall_ms = self.outcome.slowest_recall_ms.max(took);
+        for leg in recall.legs.iter().filter(|leg| !leg.planned.what.cpus.is_empty()) {
+            let took = leg.stages.iter().filter_map(|stage| stage.took_us).sum::<u64>() / 1000;
+            ensure!(u128::from(took) <= RECALL_DEADLINE.as_millis(), "cores came back after {took} ms: {recall:#?}");
+            self.outcome.slowest_cores_back_ms = self.outcome.slowest_cores_back_ms.max(took);
+        }
         Ok(())
     }
 
@@ -239,6 +273,27 @@ impl Game<'_> {
                 stage.kill_daemon()?;
                 stage.lab.sh("rm -f /var/lib/conuma/journal.json")?;
                 Box::new(Stage::start_daemon)
+            }
+            Fault::JournalCut => {
+                stage.kill_daemon()?;
+                stage.lab.sh("cd /var/lib/conuma; truncate -s $(($(wc -c < journal.json) / 2)) journal.json")?;
+                Box::new(Stage::start_daemon)
+            }
+            Fault::MigrationFails => {
+                stage.lab.sh("rm -f /run/destination")?;
+                stage.migrate(vm, "echo $$ > /run/destination; exec sleep 100000")?;
+                Box::new(move |stage| {
+                    std::thread::sleep(lasts);
+                    let kill = "while [ ! -s /run/destination ]; do sleep 0.1; done; kill -9 $(cat /run/destination)";
+                    stage.lab.sh(kill).map(drop)
+                })
+            }
+            Fault::SecondTransfer => {
+                // Of the same VMs, and perhaps of the same cores.
+                let argv = ["conuma", "lend", "--from", vm, "--to", if vm == "a" { "b" } else { "a" }, "--cores", "1"];
+                let output = stage.lab.run(&argv)?;
+                ensure!([0, 3, REFUSED].contains(&output.code), "{argv:?}: {output:?}");
+                Box::new(|_| Ok(()))
             }
             Fault::AgentKilled => {
                 stage.lab.guest(vm, "kill -9 $(pidof conuma-agent); true")?;

@@ -24,6 +24,8 @@ const RESERVE: &str = "256M";
 const PATIENCE: u32 = 3;
 /// Milliseconds for a recall, before patience: to leave a core takes a guest here as long as a recall elsewhere.
 const RECALL: u32 = 5000;
+/// What is owed of cores comes back within this time.
+pub(crate) const RECALL_DEADLINE: Duration = Duration::from_millis((RECALL * PATIENCE) as u64);
 /// Seconds between audits of memory.
 const AUDIT: u32 = 20;
 /// A kernel that chooses its place anew with each boot takes its 40 MiB from another node: sizes could not be compared.

@@ -262,6 +262,8 @@ pub enum Event {
         vm: VmName,
         /// Free memory per node.
         free: BTreeMap<NodeId, Bytes>,
+        /// How old it may be: it was asked for so long ago. Zero where it came unasked.
+        age: Duration,
     },
 }
 

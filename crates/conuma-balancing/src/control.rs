@@ -30,8 +30,10 @@ pub(crate) struct Vm {
     pub(crate) memory: BTreeMap<NodeId, MemoryKnob>,
     /// The guest's last word on its free memory, with what has moved since.
     pub(crate) free: BTreeMap<NodeId, Bytes>,
-    /// When that word came.
+    /// When it said that, at the earliest.
     pub(crate) heard: Duration,
+    /// Memory of it has moved since: what it said before then is out of date.
+    pub(crate) outdated: Duration,
     /// All knobs stood right when last looked at.
     pub(crate) settled: bool,
 }
@@ -113,6 +115,7 @@ impl Vm {
             memory: BTreeMap::new(),
             free: BTreeMap::new(),
             heard: Duration::ZERO,
+            outdated: Duration::ZERO,
             settled: false,
         }
     }
@@ -135,6 +138,35 @@ impl Vm {
             (*node, MemoryKnob::new(seen, now))
         };
         self.memory = self.spec.devices.keys().map(knob).collect();
+    }
+
+    /// The guest reports what it has free, by a report made then or since. One that is older than the last, or than the last move
+    /// of its memory, says nothing.
+    pub(crate) fn reports(&mut self, free: BTreeMap<NodeId, Bytes>, made: Duration) {
+        // Its agent speaks.
+        self.silent = false;
+        if made >= self.heard.max(self.outdated) {
+            self.free = free;
+            self.heard = made;
+        }
+    }
+
+    /// Memory was taken from the guest. Where room was made for that it has other pages free than before, and must report anew
+    /// before it is gone by.
+    pub(crate) fn gave(&mut self, node: NodeId, bytes: Bytes, room_was_made: bool, now: Duration) {
+        if let Some(free) = self.free.get_mut(&node) {
+            *free = free.saturating_sub(bytes);
+        }
+        self.outdated = now;
+        if room_was_made {
+            self.heard = Duration::ZERO;
+        }
+    }
+
+    /// What is about to be taken from it on other nodes: it is spent, though it still seems free.
+    pub(crate) fn promised(&self, but: NodeId) -> Bytes {
+        let others = self.memory.iter().filter(|(node, _)| **node != but);
+        others.filter_map(|(_, knob)| Some(knob.seen.size.saturating_sub(knob.goal?))).sum()
     }
 
     /// Boot memory on `node`.

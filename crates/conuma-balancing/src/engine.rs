@@ -237,12 +237,9 @@ impl Engine {
                 let vm = self.state.vms.get_mut(&vm);
                 vm.into_iter().flat_map(|vm| vm.memory.values_mut()).for_each(|memory| memory.look(now));
             }
-            Event::GuestMemory { vm, free } => {
+            Event::GuestMemory { vm, free, age } => {
                 if let Some(vm) = self.state.vms.get_mut(&vm) {
-                    vm.free = free;
-                    vm.heard = now;
-                    // Its agent speaks.
-                    vm.silent = false;
+                    vm.reports(free, now.saturating_sub(age));
                 }
             }
         }

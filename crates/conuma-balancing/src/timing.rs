@@ -19,7 +19,7 @@ pub struct Timing {
     pub idle_window: Duration,
     /// How long a guest that said it left may still be seen running before the gate closes anyway.
     pub verify: Duration,
-    /// What a guest reported of its free memory is gone by for so long: it may fill it within seconds.
+    /// Memory is taken unasked by what a guest reported to be free for so long: it may fill it within seconds.
     pub fresh: Duration,
     /// A guest makes room on a node.
     pub prepare: Duration,

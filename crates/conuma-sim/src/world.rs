@@ -363,7 +363,7 @@ impl<'a> World<'a> {
         self.balancer.observe(&guest.name, sample, &holding, &self.site.layout);
         if self.site.has_memory {
             let free = guest.free(self.site);
-            self.engine.update(Event::GuestMemory { vm: guest.name.clone(), free }, self.now);
+            self.engine.update(Event::GuestMemory { vm: guest.name.clone(), free, age: Duration::ZERO }, self.now);
         }
     }
 

@@ -77,6 +77,12 @@ impl Daemon {
         let (journal, state, history) = Journal::open::<State, _>(&settings.state, &boot_id)?;
         let state = state.map(|state| state.with_history(history.unwrap_or_default()));
         let mut found = find(hypervisor.as_ref(), &settings).await?;
+        if state.is_none() && !found.is_empty() {
+            tracing::warn!(
+                vms = found.len(),
+                "no journal tells of these VMs: who holds what is read from the host, loans are forgotten"
+            );
+        }
         let host = Host::new(&machine, &settings.reserve.cpus, settings.reserve.memory_per_node);
         let offline: CpuSet = machine.cpus.iter().filter(|(_, cpu)| !cpu.online).map(|(id, _)| *id).collect();
         let host = match &state {

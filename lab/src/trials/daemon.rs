@@ -138,6 +138,7 @@ fn journals(stage: &Stage) -> Verdict {
         let warned = stage.lab.sh("grep -c 'it is not used' /run/conumad.log || true")?;
         let expected = if damage.starts_with("rm") { "0" } else { "1" };
         ensure!(warned.trim() == expected, "{damage}: {warned} warnings");
+        stage.lab.sh("grep 'WARN.*no journal tells of these VMs' /run/conumad.log").context("no warning")?;
         // The loan is forgotten with the journal: what is to come back goes by way of the pool.
         for (vm, cpus) in [("b", "0-1"), ("a", "2-7")] {
             let (code, transfer) = stage.transfer(&["conuma", "set", vm, "--cpus", cpus])?;

@@ -345,6 +345,8 @@ fn silent_agent(stage: &Stage) -> Verdict {
     let transfer = stage.moved(&["conuma", "lend", "--from", "a", "--to", "b", "--cpus", "6"])?;
     ensure!(transfer.legs.iter().any(|leg| !leg.remarks.is_empty()), "no word of the silent agent: {transfer:#?}");
     ensure!(stage.guest_cpus("a")?.contains(CpuId(6)), "a stopped agent cannot have acted");
+    let why = stage.lab.run(&["conuma", "show", "a"])?.out;
+    ensure!(why.contains("did not answer"), "show does not tell why: {why}");
     the_gate_holds(stage)?;
     stage.lab.guest("a", "kill -CONT $(pidof conuma-agent)")?;
     stage.lab.until("the agent to learn its holding", Duration::from_secs(120), |_| {

@@ -12,7 +12,8 @@ use super::{Trial, Verdict};
 use crate::host::{Look, Running};
 use crate::stage::{GuestSpec, Stage};
 
-pub(super) const TRIALS: [Trial<Stage>; 6] = [
+pub(super) const TRIALS: [Trial<Stage>; 7] = [
+    Trial { name: "two_transfers_at_once_give_no_core_twice", body: two_at_once },
     Trial { name: "an_agent_that_lies_gains_nothing_and_harms_nobody", body: liars },
     Trial { name: "an_agent_that_claims_to_have_left_loses_the_core_by_the_gate", body: claims },
     Trial { name: "an_agent_that_is_killed_in_a_transfer_is_told_again", body: killed_agent },
@@ -22,8 +23,10 @@ pub(super) const TRIALS: [Trial<Stage>; 6] = [
 ];
 
 /// Deadlines of memory have to pass in it.
-pub(super) const LONG: [Trial<Stage>; 1] =
-    [Trial { name: "an_agent_that_lies_in_any_other_way_gains_nothing_either", body: other_liars }];
+pub(super) const LONG: [Trial<Stage>; 2] = [
+    Trial { name: "an_agent_that_lies_in_any_other_way_gains_nothing_either", body: other_liars },
+    Trial { name: "a_guest_that_panics_in_a_transfer_leaves_all_when_it_is_stopped", body: panics },
+];
 
 /// `a` has no agent; `b` has, and a QEMU that takes more memory of node 1 than it holds.
 pub(super) const ALONE: [GuestSpec; 2] = [
@@ -45,15 +48,29 @@ const LEND_CORE: &[&str] = &["conuma", "lend", "--from", "a", "--to", "b", "--cp
 const LEND_BOTH: &[&str] =
     &["conuma", "lend", "--from", "a", "--to", "b", "--cpus", "6-7", "--memory", "node1=256M", "--json"];
 
+/// How `conuma` ends when something was refused.
+pub(crate) const REFUSED: i32 = 4;
+
 /// For what a guest does in its own time: booting, plugging memory.
 pub(super) const BUDGET: Duration = Duration::from_secs(300);
 
-/// From now on a liar answers in the place of the agent of `a`.
+/// From now on a liar answers in the place of the agent of `a`, and the daemon has heard it.
 fn begin_to_lie(stage: &Stage, about: &str) -> Result<()> {
     stage.begin_to_lie("a", about)?;
-    stage.lab.until("the liar", Duration::from_secs(60), |lab| {
-        let there = lab.guest("a", "ps -o args | grep -c '[c]onuma-lab-init lie' || true")?;
-        Ok(if there.trim() == "0" { Look::NotYet("no liar".into()) } else { Look::Done(()) })
+    stage.lab.until(&format!("the daemon to hear lies ({about})"), Duration::from_secs(120), |_| {
+        let agent = stage.show("a")?.agent;
+        let error = agent.last_error.clone().unwrap_or_default();
+        let heard = match about {
+            // Their greeting is as good as any; what comes then is not.
+            "malformed" => error.contains("not a message"),
+            "huge" => error.contains("too big"),
+            "old" => error.contains("version 0"),
+            _ => agent
+                .guest
+                .as_ref()
+                .is_some_and(|guest| guest.kernel.contains("lies") || guest.kernel.contains("forged")),
+        };
+        Ok(if heard { Look::Done(()) } else { Look::NotYet(format!("{agent:?}")) })
     })
 }
 
@@ -107,6 +124,25 @@ fn daemons_memory(stage: &Stage) -> Result<u64> {
     text.trim().parse().context("a number of KiB")
 }
 
+/// What a liar may cost at most, in CPUs: emulated, as all is here, a daemon at rest takes a twentieth.
+const MOST_OF_A_CPU: f64 = 0.5;
+
+/// How much of a CPU the daemon takes now.
+fn daemons_share(stage: &Stage) -> Result<f64> {
+    let look = "cut -d' ' -f1 /proc/uptime; cat /proc/$(cat /run/conumad.pid)/task/*/schedstat | awk '{sum += $1} END {print sum}'";
+    let at = || -> Result<[f64; 2]> {
+        let text = stage.lab.sh(look)?;
+        let numbers: Vec<f64> = text.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+        numbers.try_into().ok().with_context(|| format!("two numbers expected: {text}"))
+    };
+    let [begun, before] = at()?;
+    let [now, after] = stage.lab.until("five seconds", Duration::from_secs(120), |_| {
+        let seen = at()?;
+        Ok(if seen[0] - begun >= 5.0 { Look::Done(seen) } else { Look::NotYet(format!("{seen:?}")) })
+    })?;
+    Ok((after - before) / 1e9 / (now - begun))
+}
+
 /// Whatever is said in the place of the agent: the daemon lives, stays small and serves the other guest; nothing that `a`
 /// does not hold becomes its own; and `show` tells of it. When the agent is back all is as before.
 fn lies(stage: &Stage, lies: &[&str]) -> Verdict {
@@ -115,17 +151,12 @@ fn lies(stage: &Stage, lies: &[&str]) -> Verdict {
     let (small, pid) = (daemons_memory(stage)?, stage.lab.sh("cat /run/conumad.pid")?);
     for about in lies.iter().copied() {
         begin_to_lie(stage, about)?;
+        let share = daemons_share(stage)?;
+        ensure!(share < MOST_OF_A_CPU, "{about}: the daemon runs {share:.2} of the time");
         // The other guest is served meanwhile, and the liar gets and loses what the host gives and takes.
         let (code, lent) = stage.transfer(LEND_CORE)?;
         ensure!(code == 0 && lent.state == TransferState::Complete, "{about}: {lent:#?}");
         ensure!(stage.guest_cpus("b")? == cpus("0-1,6"), "{about}: b may use {}", stage.guest_cpus("b")?);
-        if ["malformed", "huge", "old"].contains(&about) {
-            stage.lab.until("show to say why", Duration::from_secs(60), |_| {
-                let agent = stage.show("a")?.agent;
-                let told = agent.state != AgentState::Connected && agent.last_error.is_some();
-                Ok(if told { Look::Done(()) } else { Look::NotYet(format!("{agent:?}")) })
-            })?;
-        }
         let now = daemons_memory(stage)?;
         ensure!(now < small + 32 * 1024, "{about}: the daemon grew from {small} to {now} KiB");
         ready(stage).with_context(|| format!("after {about}"))?;
@@ -192,6 +223,23 @@ fn paused(stage: &Stage) -> Verdict {
     as_at_first(stage)
 }
 
+/// The same core is lent twice at the same time: one comes first, the other is refused, as it is gone.
+fn two_at_once(stage: &Stage) -> Verdict {
+    ready(stage)?;
+    let witness = stage.witness(&["a", "b"])?;
+    let lend = ["conuma", "lend", "--from", "a", "--to", "b", "--cpus", "6", "--json"];
+    let both = [stage.lab.spawn(&lend)?, stage.lab.spawn(&lend)?];
+    let ends = both.map(|command| command.wait(BUDGET, &mut |_| {}));
+    let [one, other] = ends;
+    let mut codes = [one?.code, other?.code];
+    codes.sort_unstable();
+    ensure!(codes == [0, REFUSED], "exit codes {codes:?}");
+    ensure!(stage.guest_cpus("b")? == cpus("0-1,6"), "b may use {}", stage.guest_cpus("b")?);
+    all_is_well(stage)?;
+    as_at_first(stage)?;
+    witness.nothing_wrong().map(drop)
+}
+
 /// Boots anew while it gives memory and cores: what it does not hold is gated from its first instruction, and it gets its
 /// memory again step by step.
 fn reset(stage: &Stage) -> Verdict {
@@ -210,10 +258,29 @@ fn reset(stage: &Stage) -> Verdict {
     stage.forgive_reset()
 }
 
+/// Its kernel gives up while it gives memory and cores: the cores go by the gate, the rest when it is stopped.
+fn panics(stage: &Stage) -> Verdict {
+    ready(stage)?;
+    let witness = stage.witness(&["a", "b"])?;
+    let lend = begin_to_lend(stage)?;
+    // Whoever tells it to must not wait for an answer.
+    stage.lab.guest("a", "(sleep 0.1; echo c > /proc/sysrq-trigger) >/dev/null 2>&1 </dev/null &")?;
+    let output = lend.wait(BUDGET, &mut |_| {})?;
+    stage.lab.until("the panic", BUDGET, |lab| {
+        let text = lab.sh("grep -c 'Kernel panic' /run/a.console || true")?;
+        Ok(if text.trim() == "0" { Look::NotYet(text) } else { Look::Done(()) })
+    })?;
+    ensure!(stage.guest_cpus("b")? == cpus("0-1,6-7"), "its cores did not go: {}{}", output.err, output.out);
+    all_is_well(stage)?;
+    witness.nothing_wrong()?;
+    stage.lab.ok(&["conuma", "stop", "a", "--force"])?;
+    start_again(stage)
+}
+
 fn killed_qemu(stage: &Stage) -> Verdict {
     ready(stage)?;
     let pid = stage.show("b")?.process.context("b runs")?.pid;
-    let lend = stage.lab.spawn(LEND_BOTH)?;
+    let lend = begin_to_lend(stage)?;
     stage.lab.sh(&format!("kill -9 {pid}"))?;
     lend.wait(BUDGET, &mut |_| {})?;
     stage.lab.until("b to be gone", Duration::from_secs(120), |lab| {

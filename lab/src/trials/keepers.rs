@@ -72,7 +72,7 @@ fn locked(stage: &Stage) -> Result<u64> {
     text.trim().parse().context("a number of KiB")
 }
 
-/// What a guest that has nothing free left may do: refuse, or be too slow to answer; what it reported before says as much.
+/// What a guest that has nothing free left may do: refuse, or be too slow to answer, and then gives nothing.
 const FULL: [&str; 2] = ["run out of memory", "does not answer"];
 
 /// MiB in `a` that could be filled without harm to it.

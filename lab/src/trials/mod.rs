@@ -20,6 +20,7 @@ use crate::host::{Kit, Lab};
 use crate::stage::Stage;
 pub(crate) use daemon::all_is_well;
 pub(crate) use grid::{GUESTS, TOPOLOGY};
+pub(crate) use guests::REFUSED;
 
 /// How often a trial is run again that the emulator has failed.
 const AGAIN: usize = 2;

@@ -174,7 +174,7 @@ pub struct AgentInfo {
     pub since_unix_ms: u64,
     /// What it said of its guest when it connected last.
     pub guest: Option<GuestInfo>,
-    /// Why the last attempt to reach it failed.
+    /// Why the last attempt to reach it failed, or that it is connected and does not answer.
     pub last_error: Option<String>,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! | stage | waits for | if it does not come |
 //! | --- | --- | --- |
-//! | prepare | the donor's agent made room and told what its guest can do without, which is all that is taken; left out if it has no agent, or where it has just reported that enough is free | takes what it could do without by what it reported since it was asked, or just before; what it owes, all the same |
+//! | prepare | the donor's agent made room and told what its guest can do without, which is all that is taken; left out if it has no agent, or where it has just reported that enough is free | takes nothing; what it owes, all the same |
 //! | shrink | QEMU's `size` is what was asked; where nothing comes the agent makes room after all | settle |
 //! | settle | `requested-size` is back at what the donor kept | all it may still reach stays with the donor |
 //! | *the ledger moves what came out of the donor's account* | | |
@@ -59,9 +59,8 @@ pub(crate) fn begin(leg: &mut Leg, id: TransferId, place: usize, engine: &mut En
         return;
     }
     let (node, bytes) = part(leg);
-    let just_now = now.saturating_sub(engine.timing.fresh);
-    let room = donor(leg, engine)
-        .is_some_and(|vm| vm.heard >= just_now && has_room(vm, node, bytes, engine.state.ledger.held(&leg.from)));
+    let (held, just_now) = (engine.state.ledger.held(&leg.from), now.saturating_sub(engine.timing.fresh));
+    let room = donor(leg, engine).is_some_and(|vm| has_room(vm, node, bytes, held, just_now));
     let nobody_to_ask = donor(leg, engine).is_some_and(Vm::is_on_its_own);
     leg.room_asked = nobody_to_ask;
     if nobody_to_ask || room && donor(leg, engine).is_some_and(|vm| vm.agent) {
@@ -72,10 +71,11 @@ pub(crate) fn begin(leg: &mut Leg, id: TransferId, place: usize, engine: &mut En
     }
 }
 
-/// Whether so much is free on the node, and the guest does not run out of memory without it.
-fn has_room(vm: &Vm, node: NodeId, bytes: Bytes, held: &Resources) -> bool {
+/// Whether so much is free on the node, and the guest does not run out of memory without it, by what it has just reported.
+fn has_room(vm: &Vm, node: NodeId, bytes: Bytes, held: &Resources, just_now: Duration) -> bool {
     let all: Bytes = vm.free.values().copied().sum();
-    vm.free.get(&node).is_some_and(|free| *free >= bytes) && all >= bytes + left_free(held)
+    let enough = vm.free.get(&node).is_some_and(|free| *free >= bytes);
+    vm.heard >= just_now && enough && all >= bytes + vm.promised(node) + left_free(held)
 }
 
 fn ask_for_room(bytes: Bytes, leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, now: Duration) {
@@ -123,15 +123,15 @@ fn prepare(leg: &mut Leg, engine: &mut Engine, now: Duration) -> Step {
         None => Outcome::Failed(Failure::TimedOut),
         Some(answer) => answer,
     };
-    let spare = note_prepared(leg, answer, engine, now);
+    let spare = note_prepared(leg, answer);
     ask_for_shrink(leg, engine, now);
     keep_what_is_needed(leg, spare, engine, now);
     Step::Went
 }
 
-/// What the guest can do without: as it told or, where it left the question open, as it reported meanwhile. What it owes is asked for
-/// all the same: a guarantee must not depend on whether a borrower's agent answers.
-fn note_prepared(leg: &mut Leg, answer: Outcome, engine: &mut Engine, now: Duration) -> Option<Bytes> {
+/// What the guest can do without, as it told. One that did not answer can do without nothing: it may be silent because it is full. What
+/// it owes is asked for all the same: a guarantee must not depend on whether a borrower's agent answers.
+fn note_prepared(leg: &mut Leg, answer: Outcome) -> Option<Bytes> {
     match answer {
         Outcome::Prepared { enough, spare } => {
             if !enough {
@@ -140,39 +140,12 @@ fn note_prepared(leg: &mut Leg, answer: Outcome, engine: &mut Engine, now: Durat
             return Some(spare);
         }
         Outcome::Failed(failure @ (Failure::TimedOut | Failure::Unreachable)) => {
-            // It was asked at least so long ago.
-            let asked =
-                now.saturating_sub(if failure == Failure::TimedOut { engine.timing.prepare } else { Duration::ZERO });
             leg.remark(Remark::DonorSilent(failure));
-            return (!leg.terms.owed).then(|| reported_spare(leg, engine, asked));
+            return (!leg.terms.owed).then_some(Bytes::ZERO);
         }
         _ => leg.remark(Remark::Unprepared),
     }
     None
-}
-
-/// What the donor could do without when it last reported, on whichever nodes: its kernel moves pages to make room. Nothing if it has
-/// said nothing since it was asked, or just before: it may be silent because it is full. This leg spends it: others of the same guest
-/// find so much less.
-fn reported_spare(leg: &Leg, engine: &mut Engine, asked: Duration) -> Bytes {
-    let (node, bytes) = part(leg);
-    let left = left_free(engine.state.ledger.held(&leg.from));
-    let since = asked.saturating_sub(engine.timing.fresh);
-    let Some(vm) = leg.from.vm().and_then(|vm| engine.state.vms.get_mut(vm)) else { return Bytes::ZERO };
-    if vm.heard < since {
-        return Bytes::ZERO;
-    }
-    let all: Bytes = vm.free.values().copied().sum();
-    let spare = all.saturating_sub(left);
-    let mut spent = spare.min(bytes);
-    let mut spend = |free: &mut Bytes| {
-        let part = spent.min(*free);
-        *free = free.saturating_sub(part);
-        spent = spent.saturating_sub(part);
-    };
-    vm.free.get_mut(&node).into_iter().for_each(&mut spend);
-    vm.free.values_mut().for_each(spend);
-    spare
 }
 
 /// What taking memory leaves a guest free that holds so much.
@@ -184,8 +157,9 @@ fn left_free(held: &Resources) -> Bytes {
 fn keep_what_is_needed(leg: &mut Leg, spare: Option<Bytes>, engine: &mut Engine, now: Duration) {
     let node = node(leg);
     let block = donor(leg, engine).and_then(|vm| vm.spec.devices.get(&node)).map_or(Bytes::ZERO, |device| device.block);
+    let promised = donor(leg, engine).map(|vm| vm.promised(node)).unwrap_or_default();
     let (Some(spare), Some(knob)) = (spare, knob(&leg.from, node, engine)) else { return };
-    let Some(goal) = knob.goal else { return };
+    let (Some(goal), spare) = (knob.goal, spare.saturating_sub(promised)) else { return };
     let spare = if block.is_zero() { spare } else { spare.round_down(block) };
     let least = knob.seen.size.saturating_sub(spare);
     if goal < least {
@@ -211,7 +185,7 @@ fn shrink(leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, now:
     let answer = leg.answer.take();
     let prepared = answer.is_some();
     if let Some(answer) = answer {
-        let spare = note_prepared(leg, answer, engine, now);
+        let spare = note_prepared(leg, answer);
         keep_what_is_needed(leg, spare, engine, now);
     }
     let needed = leg.needed;
@@ -287,9 +261,8 @@ fn mark_if_silent(leg: &Leg, engine: &mut Engine) {
 fn taken(leg: &mut Leg, id: TransferId, engine: &mut Engine, now: Duration) -> Step {
     engine.take(leg, id);
     let (node, bytes) = part(leg);
-    // Where the guest was asked to make room its last word is too old to go by.
-    if let Some(free) = free(&leg.from, node, engine).filter(|_| !leg.room_asked) {
-        *free = free.saturating_sub(bytes);
+    if let Some(vm) = leg.from.vm().and_then(|vm| engine.state.vms.get_mut(vm)) {
+        vm.gave(node, bytes, leg.room_asked, now);
     }
     if leg.heir != leg.to {
         return pass_to_heir(leg, id, Resources::memory(node, bytes), Reason::RecipientGone, engine, now);

@@ -281,6 +281,8 @@ fn hash_canonical(world: &World, hasher: &mut impl Hasher) {
         }
     }
     for vm in state.vms.values_mut() {
+        // No guest reports here.
+        vm.outdated = Duration::ZERO;
         for attempt in [&mut vm.cores.gate, &mut vm.cores.apply] {
             ahead(&mut attempt.not_before);
             renumber(&mut attempt.pending);

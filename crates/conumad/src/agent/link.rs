@@ -63,7 +63,7 @@ pub struct LinkStatus {
     pub since: Duration,
     /// What the agent said when it connected last.
     pub facts: Option<Arc<GuestFacts>>,
-    /// Why the last attempt failed, or the connection ended.
+    /// Why the last attempt failed, the connection ended, or nothing comes by it.
     pub last_error: Option<String>,
     line: Option<mpsc::Sender<Ask>>,
 }
@@ -89,7 +89,7 @@ pub enum LinkEvent {
 /// Asks one agent.
 #[derive(Debug, Clone)]
 pub struct AgentLink {
-    status: watch::Receiver<LinkStatus>,
+    status: watch::Sender<LinkStatus>,
 }
 
 impl AgentLink {
@@ -97,8 +97,8 @@ impl AgentLink {
     pub fn start(door: Door, clock: Clock, events: mpsc::Sender<LinkEvent>, stop: CancellationToken) -> Self {
         let first =
             LinkStatus { state: LinkState::Awaited, since: clock.now(), facts: None, last_error: None, line: None };
-        let (sender, status) = watch::channel(first);
-        let keeper = Keeper { door, clock, events, status: sender };
+        let status = watch::Sender::new(first);
+        let keeper = Keeper { door, clock, events, status: status.clone() };
         tokio::spawn(async move { stop.run_until_cancelled(keeper.keep()).await });
         Self { status }
     }
@@ -115,10 +115,11 @@ impl AgentLink {
         let deadline = budget.saturating_sub(HEADROOM.min(budget / 10));
         let (answer, answered) = oneshot::channel();
         let ask = Ask { generation: Generation(generation), deadline, body, answer };
+        let asked = Asked { answered, until, budget, status: self.status.clone() };
         match timeout_at(until, line.send(ask)).await {
-            Ok(Ok(())) => Ok(Asked { answered, until }),
+            Ok(Ok(())) => Ok(asked),
             Ok(Err(_)) => Err(AskError::Unreachable),
-            Err(_) => Err(AskError::TimedOut),
+            Err(_) => Err(asked.timed_out()),
         }
     }
 }
@@ -128,16 +129,38 @@ impl AgentLink {
 pub struct Asked {
     answered: oneshot::Receiver<Result<Reply, AgentError>>,
     until: Instant,
+    budget: Duration,
+    status: watch::Sender<LinkStatus>,
 }
 
 impl Asked {
     /// Waits for the answer.
-    pub async fn answer(self) -> Result<Reply, AskError> {
-        match timeout_at(self.until, self.answered).await {
-            Ok(Ok(reply)) => reply.map_err(AskError::Agent),
+    pub async fn answer(mut self) -> Result<Reply, AskError> {
+        match timeout_at(self.until, &mut self.answered).await {
+            Ok(Ok(reply)) => {
+                self.tell(None);
+                reply.map_err(AskError::Agent)
+            }
             Ok(Err(_)) => Err(AskError::Unreachable),
-            Err(_) => Err(AskError::TimedOut),
+            Err(_) => Err(self.timed_out()),
         }
+    }
+
+    /// Its connection stands, and yet it is silent: that is seen nowhere else.
+    fn timed_out(&self) -> AskError {
+        self.tell(Some(format!("it is connected and did not answer within {} ms", self.budget.as_millis())));
+        AskError::TimedOut
+    }
+
+    /// What is wrong with an agent that is connected.
+    fn tell(&self, error: Option<String>) {
+        self.status.send_if_modified(|status| {
+            let news = status.state == LinkState::Connected && status.last_error != error;
+            if news {
+                status.last_error = error;
+            }
+            news
+        });
     }
 }
 

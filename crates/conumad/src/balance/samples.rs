@@ -122,10 +122,12 @@ impl Drop for Out {
 
 /// Asks one guest, and keeps what it says where all its reports are kept.
 async fn ask_guest(room: &Room, entry: &Entry, running: &Running) {
+    let asked_at = room.clock.now();
     let Ok(asked) = running.link.ask(0, room.settings.timing.agent, RequestBody::Report).await else { return };
     let Ok(Reply::Report(report)) = asked.answer().await else { return };
     let free = report.nodes.iter().filter_map(|node| Some((entry.plan.replica.host_node(node.node)?, node.free)));
-    room.core.happened(Event::GuestMemory { vm: entry.plan.name.clone(), free: free.collect() });
+    let (vm, free, age) = (entry.plan.name.clone(), free.collect(), room.clock.now().saturating_sub(asked_at));
+    room.core.happened(Event::GuestMemory { vm, free, age });
     let mut reports = running.reports();
     let newest = reports.last.as_ref().map(|(last, _)| last.uptime);
     // One that was pushed meanwhile is newer.

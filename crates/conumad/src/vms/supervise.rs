@@ -130,7 +130,7 @@ impl Room {
                 }
                 tracing::debug!(%vm, ?resource, "a guest is short of something");
                 // Nobody knows what was plugged while it was made.
-                self.reported(entry, running, report, |_| None);
+                self.reported(entry, running, report, Duration::ZERO, |_| None);
                 self.pressed.notify_one();
             }
         }
@@ -265,6 +265,7 @@ impl Room {
         let vm = &entry.plan.name;
         let reset_missed = running.reset_missed.load(Ordering::Relaxed);
         let before = sizes(entry, running).await;
+        let asked_at = self.clock.now();
         let asked = running.link.ask(0, self.settings.step, RequestBody::Report).await;
         let answered = match asked {
             Ok(asked) => asked.answer().await,
@@ -278,7 +279,8 @@ impl Room {
                     running.excuses.told(Instant::now());
                 }
                 let after = sizes(entry, running).await;
-                self.reported(entry, running, Arc::new(report), |node| {
+                let age = self.clock.now().saturating_sub(asked_at);
+                self.reported(entry, running, Arc::new(report), age, |node| {
                     let at_rest = |state: &&MemoryState| state.requested == state.size;
                     after
                         .get(&node)
@@ -293,12 +295,13 @@ impl Room {
         }
     }
 
-    /// Keeps a report; `at_rest` is what was plugged on a node all the time while it was made.
+    /// Keeps a report that was asked for so long ago; `at_rest` is what was plugged on a node all the time while it was made.
     fn reported(
         &self,
         entry: &Entry,
         running: &Running,
         report: Arc<Report>,
+        age: Duration,
         at_rest: impl Fn(NodeId) -> Option<Bytes>,
     ) {
         let mut free = BTreeMap::new();
@@ -309,7 +312,7 @@ impl Room {
                 running.baseline.set(host, node.total.saturating_sub(plugged));
             }
         }
-        self.core.happened(Event::GuestMemory { vm: entry.plan.name.clone(), free });
+        self.core.happened(Event::GuestMemory { vm: entry.plan.name.clone(), free, age });
         running.reports().keep(report, self.clock.now());
     }
 
