@@ -163,6 +163,18 @@ impl Vm {
         }
     }
 
+    /// Memory begins to come to the guest: a report that was asked for before may count some of it, or none.
+    pub(crate) fn takes(&mut self, now: Duration) {
+        self.outdated = now;
+    }
+
+    /// So much of the memory that began to come then is of use to the guest. A report made since may count it already.
+    pub(crate) fn took(&mut self, node: NodeId, bytes: Bytes, began: Duration) {
+        if let Some(free) = self.free.get_mut(&node).filter(|_| self.heard < began) {
+            *free += bytes;
+        }
+    }
+
     /// What is about to be taken from it on other nodes: it is spent, though it still seems free.
     pub(crate) fn promised(&self, but: NodeId) -> Bytes {
         let others = self.memory.iter().filter(|(node, _)| **node != but);

@@ -261,7 +261,7 @@ fn mark_if_silent(leg: &Leg, engine: &mut Engine) {
 fn taken(leg: &mut Leg, id: TransferId, engine: &mut Engine, now: Duration) -> Step {
     engine.take(leg, id);
     let (node, bytes) = part(leg);
-    if let Some(vm) = leg.from.vm().and_then(|vm| engine.state.vms.get_mut(vm)) {
+    if let Some(vm) = vm(&leg.from, engine) {
         vm.gave(node, bytes, leg.room_asked, now);
     }
     if leg.heir != leg.to {
@@ -272,6 +272,9 @@ fn taken(leg: &mut Leg, id: TransferId, engine: &mut Engine, now: Duration) -> S
         engine.shift(&load, &Holder::Transit(id), &Holder::Pool);
         leg.arrived(&load, engine);
         return leg.end(now);
+    }
+    if let Some(vm) = vm(&leg.to, engine) {
+        vm.takes(now);
     }
     leg.enter(Stage::Grow, now + engine.timing.grow, now);
     next_step(leg, id, engine, now)
@@ -394,8 +397,9 @@ fn confirm(leg: &mut Leg, engine: &mut Engine, now: Duration) -> Step {
         None if now < leg.until => return Step::Waits,
         Some(Outcome::Confirmed { satisfied: true }) => {
             let (node, given) = (node(leg), leg.report.arrived.on(node(leg)));
-            if let Some(free) = free(&leg.to, node, engine) {
-                *free += given.saturating_sub(Bytes(given.0 / MEMMAP_PART));
+            let began = leg.report.stages.iter().find(|stage| stage.stage == Stage::Grow).map(|stage| stage.began);
+            if let (Some(vm), Some(began)) = (vm(&leg.to, engine), began) {
+                vm.took(node, given.saturating_sub(Bytes(given.0 / MEMMAP_PART)), began);
             }
         }
         _ => leg.remark(Remark::Unconfirmed),
@@ -429,12 +433,11 @@ fn donor<'a>(leg: &Leg, engine: &'a Engine) -> Option<&'a Vm> {
 }
 
 fn knob<'a>(holder: &Holder, node: NodeId, engine: &'a mut Engine) -> Option<&'a mut MemoryKnob> {
-    engine.state.vms.get_mut(holder.vm()?)?.memory.get_mut(&node)
+    vm(holder, engine)?.memory.get_mut(&node)
 }
 
-/// The guest's last word on its free memory: what has moved since is taken off it and added to it, until the next.
-fn free<'a>(holder: &Holder, node: NodeId, engine: &'a mut Engine) -> Option<&'a mut Bytes> {
-    engine.state.vms.get_mut(holder.vm()?)?.free.get_mut(&node)
+fn vm<'a>(holder: &Holder, engine: &'a mut Engine) -> Option<&'a mut Vm> {
+    engine.state.vms.get_mut(holder.vm()?)
 }
 
 /// What the ledger lets the VM plug on the node.

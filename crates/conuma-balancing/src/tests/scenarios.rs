@@ -426,6 +426,29 @@ fn what_has_moved_counts_until_a_guest_reports_again() {
 }
 
 #[test]
+fn what_comes_while_a_guest_reports_counts_once() {
+    let came = Bytes(units(1).0 - units(1).0 / 64);
+    for (asked_meanwhile, free) in [(true, units(2)), (false, units(1) + came)] {
+        let mut world = pair();
+        let report = |world: &mut World, free, age| {
+            world.tell(Event::GuestMemory { vm: name("b"), free: on(1, free), age });
+        };
+        report(&mut world, 1, Duration::ZERO);
+        world.now += Duration::from_secs(1);
+        let began = world.now;
+        let id = world.ask(lend("a", "b", of_memory(1, 1))).unwrap();
+        while world.report(id).legs[0].stages.last().unwrap().stage != Stage::Confirm {
+            let moves = ["a", "b"].iter().any(|vm| world.guest_moves(&name(vm), NodeId(1)));
+            assert!(moves || world.deliver_any() || world.tick());
+        }
+        let age = if asked_meanwhile { Duration::ZERO } else { world.now - began };
+        report(&mut world, 2, age);
+        world.run_until_settled();
+        assert_eq!(world.engine.state.vms[&name("b")].free[&NodeId(1)], free, "{asked_meanwhile}");
+    }
+}
+
+#[test]
 fn a_recipient_that_ends_leaves_everything_with_the_donor_or_the_pool() {
     for stage in [Stage::Quiesce, Stage::Close, Stage::Open, Stage::Enable] {
         let mut world = pair();

@@ -1,11 +1,12 @@
 //! Reality, simulated: what VMs could really use, whatever the ledger says.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use conuma_topology::{Bytes, CoreId, CpuId, CpuSet, NodeId, VmName};
 
 use crate::check::check_against_reality;
+use crate::transfer::{Leg, Transfer};
 use crate::*;
 
 /// The unit in which memory moves in tests.
@@ -53,6 +54,17 @@ pub(super) struct RealVm {
     pub(super) agent: bool,
     pub(super) newest: u64,
     pub(super) using: Option<CpuSet>,
+    /// What it last reported, of what the daemon has heard.
+    pub(super) said: Option<Said>,
+}
+
+/// What a guest reports to have free.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Said {
+    pub(super) free: BTreeMap<NodeId, Bytes>,
+    pub(super) made: Duration,
+    /// What was plugged then.
+    pub(super) plugged: BTreeMap<NodeId, PluggedMemory>,
 }
 
 #[derive(Debug, Clone)]
@@ -65,6 +77,10 @@ pub(super) struct World {
     pub(super) in_flight: BTreeMap<(VmName, Lane), VecDeque<Action>>,
     /// Answers to actions that took effect, still on their way: they may overtake each other.
     pub(super) answers: Vec<Event>,
+    /// Reports of guests, still on their way, in whatever order.
+    pub(super) reports: Vec<(VmName, Said)>,
+    /// Of whom memory began to be taken though nothing that its guest had said allowed it.
+    pub(super) unasked: Vec<VmName>,
     pub(super) notices: Vec<Notice>,
     pub(super) executor: Executor,
 }
@@ -139,6 +155,12 @@ impl RealVm {
     pub(super) fn seen(&self) -> VmSeen {
         VmSeen { open: self.open.clone(), runs_on: self.runs_on.clone(), plugged: self.plugged.clone() }
     }
+
+    /// What it has free at most on a node, by what it said and what came and went since.
+    fn still_free(&self, node: NodeId, said: &Said) -> Bytes {
+        let free = said.free.get(&node).copied().unwrap_or_default();
+        (free + self.plugged[&node].size).saturating_sub(said.plugged[&node].size)
+    }
 }
 
 impl World {
@@ -156,6 +178,8 @@ impl World {
             specs: specs.iter().map(|spec| (spec.name.clone(), spec.clone())).collect(),
             in_flight: BTreeMap::new(),
             answers: Vec::new(),
+            reports: Vec::new(),
+            unasked: Vec::new(),
             notices: Vec::new(),
             executor: Executor::Honest,
         };
@@ -187,6 +211,7 @@ impl World {
                 agent: false,
                 newest: 0,
                 using: None,
+                said: None,
             },
         );
         self.tell(Event::VmStarted { vm: name.clone(), seen });
@@ -194,7 +219,7 @@ impl World {
 
     pub(super) fn connect(&mut self, name: &VmName) {
         // A new connection ends the one before, with what was asked on it.
-        self.in_flight.remove(&(name.clone(), Lane::Agent));
+        self.hang_up(name);
         let Some(vm) = self.vms.get_mut(name) else { return };
         vm.agent = true;
         let event = Event::AgentConnected { vm: name.clone(), newest: vm.newest, holding: vm.using.clone() };
@@ -204,13 +229,20 @@ impl World {
     pub(super) fn disconnect(&mut self, name: &VmName) {
         let Some(vm) = self.vms.get_mut(name) else { return };
         vm.agent = false;
-        self.in_flight.remove(&(name.clone(), Lane::Agent));
+        vm.said = None;
+        self.hang_up(name);
         self.tell(Event::AgentLost { vm: name.clone() });
+    }
+
+    fn hang_up(&mut self, name: &VmName) {
+        self.in_flight.remove(&(name.clone(), Lane::Agent));
+        self.reports.retain(|(vm, _)| vm != name);
     }
 
     pub(super) fn kill(&mut self, name: &VmName) {
         self.vms.remove(name);
         self.in_flight.retain(|(vm, _), _| vm != name);
+        self.reports.retain(|(vm, _)| vm != name);
         self.tell(Event::VmGone { vm: name.clone() });
     }
 
@@ -219,10 +251,11 @@ impl World {
         vm.agent = false;
         vm.newest = 0;
         vm.using = None;
+        vm.said = None;
         for plugged in vm.plugged.values_mut() {
             plugged.size = Bytes::ZERO;
         }
-        self.in_flight.remove(&(name.clone(), Lane::Agent));
+        self.hang_up(name);
         self.tell(Event::VmReset { vm: name.clone() });
     }
 
@@ -240,11 +273,59 @@ impl World {
     /// One turn of the daemon's loop: journal, then send. The engine changes nowhere else, so its state is
     /// what the journal says.
     pub(super) fn pump(&mut self) {
+        let before = self.shrinking();
         let actions = self.engine.next_actions(self.now);
+        for leg in self.shrinking().difference(&before) {
+            self.unasked.extend(self.taken_unasked(*leg));
+        }
         for action in actions {
             self.in_flight.entry((action.vm.clone(), action.kind.lane())).or_default().push_back(action);
         }
         self.notices.extend(self.engine.take_notices());
+    }
+
+    /// The legs that are taking memory from a guest.
+    fn shrinking(&self) -> BTreeSet<(TransferId, usize)> {
+        let legs = |(id, transfer): (&TransferId, &Transfer)| {
+            let shrink = transfer.legs.iter().enumerate().filter(|(_, leg)| leg.stage == Stage::Shrink);
+            shrink.map(|(place, _)| (*id, place)).collect::<Vec<_>>()
+        };
+        self.engine.state.transfers.iter().flat_map(legs).collect()
+    }
+
+    /// From whom a leg that has just begun to take memory takes it, unless its guest was asked before or has said just now
+    /// that it has more free than that.
+    fn taken_unasked(&self, (id, place): (TransferId, usize)) -> Option<VmName> {
+        let leg = &self.engine.state.transfers[&id].legs[place];
+        let name = leg.from.vm()?;
+        let vm = self.vms.get(name)?;
+        let nobody_to_ask = self.specs[name].agentless && !vm.agent;
+        let fresh = |said: &&Said| said.made + self.engine.timing.fresh >= self.now;
+        let said = vm.said.as_ref().filter(fresh);
+        let free = |node| said.map(|said| vm.still_free(node, said)).unwrap_or_default();
+        let covered = leg.load.memory.keys().all(|node| {
+            let goal = self.engine.state.vms[name].memory[node].goal.unwrap_or_default();
+            let taken = vm.plugged[node].size.saturating_sub(goal);
+            taken.is_zero() || taken < free(*node)
+        });
+        (!was_asked(leg) && !nobody_to_ask && !covered).then(|| name.clone())
+    }
+
+    /// A guest reports what it has free on a node.
+    pub(super) fn report_free(&mut self, name: &VmName, free: BTreeMap<NodeId, Bytes>) {
+        let said = Said { free, made: self.now, plugged: self.vms[name].plugged.clone() };
+        self.reports.push((name.clone(), said));
+    }
+
+    /// One of the reports that are on their way arrives.
+    pub(super) fn hear(&mut self, place: usize) {
+        let (name, said) = self.reports.remove(place);
+        let (free, age) = (said.free.clone(), self.now - said.made);
+        let vm = self.vms.get_mut(&name).expect("the reports of a VM end with it");
+        if vm.said.as_ref().is_none_or(|last| last.made <= said.made) {
+            vm.said = Some(said);
+        }
+        self.tell(Event::GuestMemory { vm: name, free, age });
     }
 
     /// Time passes until the engine wants to be asked again.
@@ -267,6 +348,8 @@ impl World {
         self.engine = Engine::recover(journal, host, found, timing, self.now);
         self.in_flight.clear();
         self.answers.clear();
+        self.reports.clear();
+        self.vms.values_mut().for_each(|vm| vm.said = None);
         self.pump();
         let connected: Vec<VmName> = self.vms.iter().filter(|(_, vm)| vm.agent).map(|(name, _)| name.clone()).collect();
         connected.iter().for_each(|name| self.connect(name));
@@ -428,6 +511,11 @@ impl World {
     pub(super) fn report(&self, id: TransferId) -> Report {
         self.engine.report(id).unwrap()
     }
+}
+
+/// Whether the guest was asked before its memory was taken.
+pub(super) fn was_asked(leg: &Leg) -> bool {
+    leg.report.stages.iter().any(|stage| stage.stage == Stage::Prepare)
 }
 
 /// A state as a recovery finds it in the journal.
