@@ -3,20 +3,21 @@
 //! Everything follows from the seed, but not the instants at which things meet: that is the emulator's and the machine's doing.
 //! So a seed says what is tried, in which order, and a run that found something is worth repeating more than once.
 //!
-//! Left out is what would make the witness see a hand of its own (gates that chaos itself opens, bindings that it rewrites), what ends
-//! a VM (its QEMU dies, its kernel panics, it is migrated away), and memory and CPUs that a guest keeps. Those have trials of their own.
+//! Left out is what would make the witness see a hand of its own: gates that chaos itself opens, bindings that it rewrites. Those have
+//! trials of their own.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use conuma_api::{AgentState, Transfer};
-use conuma_topology::CpuSet;
+use conuma_api::{AgentState, Transfer, VmState};
+use conuma_topology::{Bytes, CpuSet, NodeId};
 use serde::Serialize;
 
 use crate::client::Output;
 use crate::host::{Kit, Look};
+use crate::keeper::Keeper;
 use crate::stage::Stage;
 use crate::trials::{GUESTS, REFUSED, TOPOLOGY, all_is_well};
 
@@ -27,6 +28,8 @@ const RECALL_DEADLINE: Duration = crate::stage::RECALL_DEADLINE;
 /// The witness looks ten times a second, as far as the emulator lets it.
 const LEAST_SAMPLES: u64 = 4;
 const VMS: [&str; 2] = ["a", "b"];
+/// What a guest boots with, on each node: that stays with it.
+const LEAST_MEMORY: Bytes = Bytes::mib(192);
 
 /// What to do.
 #[derive(Debug, Clone, Copy)]
@@ -128,6 +131,12 @@ enum Fault {
     Throttled,
     DiskFull,
     CpuOffline,
+    MemoryLocked,
+    MemoryPinned,
+    CpuKept,
+    QemuKilled,
+    GuestPanics,
+    MigratedAway,
 }
 
 impl Fault {
@@ -135,10 +144,26 @@ impl Fault {
     fn ends_the_daemon(self) -> bool {
         matches!(self, Self::DaemonKilled | Self::JournalLost | Self::JournalCut)
     }
+
+    /// The VM does not come back by itself.
+    fn ends_the_vm(self) -> bool {
+        ENDS.contains(&self)
+    }
+
+    /// The next one.
+    fn draw(dice: &mut fastrand::Rng) -> Self {
+        match FAULTS.get(dice.usize(0..=FAULTS.len())) {
+            Some(fault) => *fault,
+            None => ENDS[dice.usize(0..ENDS.len())],
+        }
+    }
 }
 
+/// One of them comes as often as any other fault: a guest that is started again takes a tenth of a run.
+const ENDS: [Fault; 3] = [Fault::QemuKilled, Fault::GuestPanics, Fault::MigratedAway];
+
 /// One that is named more than once is more likely.
-const FAULTS: [Fault; 20] = [
+const FAULTS: [Fault; 23] = [
     Fault::None,
     Fault::None,
     Fault::None,
@@ -159,6 +184,9 @@ const FAULTS: [Fault; 20] = [
     Fault::Throttled,
     Fault::DiskFull,
     Fault::CpuOffline,
+    Fault::MemoryLocked,
+    Fault::MemoryPinned,
+    Fault::CpuKept,
 ];
 
 impl Game<'_> {
@@ -169,7 +197,7 @@ impl Game<'_> {
         }
         let argv = self.transfer()?;
         let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
-        let fault = FAULTS[self.dice.usize(0..FAULTS.len())];
+        let fault = Fault::draw(&mut self.dice);
         let vm = VMS[self.dice.usize(0..VMS.len())];
         let during = if fault == Fault::None { String::new() } else { format!(" while {fault:?} ({vm})") };
         let seconds = self.began.elapsed().as_secs();
@@ -184,31 +212,40 @@ impl Game<'_> {
         heal(self.stage)?;
         let output = running.wait(TRANSFER_BUDGET, &mut |_| {})?;
         self.note(&argv, fault, &output)?;
-        self.recovered(fault)
+        self.recovered(fault, vm)
     }
 
+    /// Something that can be asked for now, as a rule, though not all of it may be possible.
     fn transfer(&mut self) -> Result<Vec<String>> {
         let (from, to) = if self.dice.bool() { ("a", "b") } else { ("b", "a") };
         let mut argv: Vec<String> = match self.dice.u32(0..6) {
-            0 | 1 => ["conuma", "recall", "--to", from].map(str::to_owned).to_vec(),
-            2 => {
+            0 => ["conuma", "recall", "--to", from].map(str::to_owned).to_vec(),
+            1 => {
                 let (node, mib) = (self.dice.u32(0..4), 192 + 64 * self.dice.u32(0..5));
                 ["conuma", "set", from, "--memory", &format!("node{node}={mib}M")].map(str::to_owned).to_vec()
             }
-            _ => {
-                let mut argv = ["conuma", "lend", "--from", from, "--to", to].map(str::to_owned).to_vec();
-                let what = self.dice.u32(1..4);
-                if what & 1 != 0 {
-                    argv.extend(["--cores".into(), self.dice.u32(1..4).to_string()]);
-                }
-                if what & 2 != 0 {
-                    let (node, mib) = (self.dice.u32(0..4), 64 * self.dice.u32(1..5));
-                    argv.extend(["--memory".into(), format!("node{node}={mib}M")]);
-                }
-                argv
-            }
+            _ => self.lend(from, to)?,
         };
         argv.push("--json".into());
+        Ok(argv)
+    }
+
+    /// Cores, memory or both, of what there is.
+    fn lend(&mut self, from: &str, to: &str) -> Result<Vec<String>> {
+        let holds = self.stage.show(from)?.summary.holding;
+        let mut argv = ["conuma", "lend", "--from", from, "--to", to, "--below-guarantee"].map(str::to_owned).to_vec();
+        // It has to keep one.
+        let most = u32::try_from(holds.cpus.len())?.clamp(2, 4);
+        let what = self.dice.u32(1..4);
+        let nodes: Vec<u32> =
+            (0..4).filter(|node| holds.memory.get(&NodeId(*node)).is_some_and(|has| *has > LEAST_MEMORY)).collect();
+        if what & 1 != 0 || nodes.is_empty() {
+            argv.extend(["--cores".into(), self.dice.u32(1..most).to_string()]);
+        }
+        if what & 2 != 0 && !nodes.is_empty() {
+            let (node, mib) = (nodes[self.dice.usize(0..nodes.len())], 64 * self.dice.u32(1..5));
+            argv.extend(["--memory".into(), format!("node{node}={mib}M")]);
+        }
         Ok(argv)
     }
 
@@ -221,6 +258,8 @@ impl Game<'_> {
                 format!("{:?}", transfer.state)
             }
             Err(_) if output.code == REFUSED => "Refused".into(),
+            // It had ended before it was asked for.
+            Err(_) if fault.ends_the_vm() && output.err.contains("there is no VM") => "Refused".into(),
             Err(_) if fault.ends_the_daemon() => "Unanswered".into(),
             Err(error) => {
                 bail!("{argv:?}, {fault:?}: exit code {}, {error}: {}{}", output.code, output.err, output.out)
@@ -345,6 +384,48 @@ impl Game<'_> {
                 stage.fill_disk()?;
                 Box::new(Stage::free_disk)
             }
+            Fault::MemoryLocked | Fault::MemoryPinned => {
+                let (how, mib) = if fault == Fault::MemoryLocked { ("locked", 96) } else { ("pinned", 48) };
+                let kept = Keeper::begin(stage, vm, None, how, mib)?;
+                Box::new(move |stage| {
+                    std::thread::sleep(lasts);
+                    kept.end(stage)
+                })
+            }
+            Fault::CpuKept => {
+                let mut rest = stage.guest_cpus(vm)?;
+                let owned = rest.iter().last().context("a guest may use some CPU")?;
+                rest.remove(owned);
+                // A partition is valid only if no sibling names its CPUs. If the agent comes between, it is none.
+                let script = format!(
+                    "cd /sys/fs/cgroup; mkdir owner; echo {rest} > conuma.rest/cpuset.cpus; echo {owned} > owner/cpuset.cpus; \
+                     echo root > owner/cpuset.cpus.partition; true"
+                );
+                stage.lab.guest(vm, &script)?;
+                Box::new(move |stage| {
+                    std::thread::sleep(lasts);
+                    stage.lab.guest(vm, "rmdir /sys/fs/cgroup/owner").map(drop)
+                })
+            }
+            Fault::QemuKilled => {
+                let pid = stage.show(vm)?.process.context("it runs")?.pid;
+                stage.lab.sh(&format!("kill -9 {pid}"))?;
+                Box::new(|_| Ok(()))
+            }
+            Fault::GuestPanics => {
+                stage.panic(vm)?;
+                Box::new(move |stage| {
+                    std::thread::sleep(lasts);
+                    stage.lab.ok(&["conuma", "stop", vm, "--force"]).map(drop)
+                })
+            }
+            Fault::MigratedAway => {
+                stage.migrate(vm, "cat > /dev/null")?;
+                Box::new(move |stage| {
+                    stage.until_state(vm, VmState::Migrated)?;
+                    stage.lab.ok(&["conuma", "stop", vm]).map(drop)
+                })
+            }
             Fault::CpuOffline => {
                 stage.lab.sh("echo 0 > /sys/devices/system/cpu/cpu7/online")?;
                 Box::new(move |stage| {
@@ -356,14 +437,24 @@ impl Game<'_> {
     }
 
     /// After a fault everything follows the ledger again, and the ledger follows reality.
-    fn recovered(&mut self, fault: Fault) -> Result<()> {
+    fn recovered(&mut self, fault: Fault, vm: &str) -> Result<()> {
         if fault == Fault::None {
             return Ok(());
+        }
+        if fault.ends_the_vm() {
+            self.start_again(vm).with_context(|| format!("{vm} after {fault:?}"))?;
         }
         for vm in VMS {
             self.stage.until_agent(vm).with_context(|| format!("after {fault:?}"))?;
         }
         all_is_well(self.stage).with_context(|| format!("after {fault:?}"))
+    }
+
+    /// Nothing that it held is lost.
+    fn start_again(&self, vm: &str) -> Result<()> {
+        self.stage.until_gone(vm)?;
+        all_is_well(self.stage)?;
+        self.stage.start_again(vm, &GUESTS)
     }
 
     /// At last everything that is owed comes back, and all is as it was.
@@ -378,7 +469,11 @@ impl Game<'_> {
         }
         for vm in VMS {
             let held: CpuSet = self.stage.until_agent(vm)?.summary.holding.cpus;
-            ensure!(self.stage.guest_cpus(vm)? == held, "{vm} may use {}", self.stage.guest_cpus(vm)?);
+            // Where a partition was left behind its agent looks again every five seconds.
+            self.stage.lab.until(&format!("{vm} to use {held}"), Duration::from_secs(60), |_| {
+                let uses = self.stage.guest_cpus(vm)?;
+                Ok(if uses == held { Look::Done(()) } else { Look::NotYet(format!("{uses}")) })
+            })?;
         }
         all_is_well(self.stage)
     }

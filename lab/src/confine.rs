@@ -1,4 +1,8 @@
-//! Runs a program with no more capabilities than its systemd unit grants, so that every trial shows that they are enough.
+//! Runs a program with no more than its systemd unit grants, so that every trial shows that it is enough: the unit's
+//! capabilities, paths, system calls, address families and (no) namespaces. What else the unit restricts is not applied.
+
+mod calls;
+mod paths;
 
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
@@ -18,12 +22,17 @@ pub fn confine(argv: &[String]) -> Result<()> {
         other => bail!("{other} has no unit"),
     };
     let granted = granted(unit)?;
+    let filters = calls::filters(unit)?;
+    paths::protect(unit)?;
     for (name, capability) in CapabilitySet::all().iter_names() {
         if !granted.contains(capability) {
             remove_capability_from_bounding_set(capability).with_context(|| format!("giving up {name}"))?;
         }
     }
     set_no_new_privs(true)?;
+    for filter in &filters {
+        seccompiler::apply_filter(filter)?;
+    }
     Err(Command::new(program).args(arguments).exec()).with_context(|| format!("running {program}"))
 }
 
@@ -36,6 +45,11 @@ fn granted(unit: &str) -> Result<CapabilitySet> {
         known.with_context(|| format!("{name} is no capability"))
     };
     names.map(one).collect()
+}
+
+/// All words of a unit's lines that begin so.
+fn words<'a>(unit: &'a str, key: &'a str) -> impl Iterator<Item = &'a str> {
+    unit.lines().filter_map(move |line| line.strip_prefix(key)).flat_map(str::split_whitespace)
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! What trials, demo and chaos do to a stage: loads, lies, and what else may befall a host.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
-use crate::stage::Stage;
+use crate::stage::{GuestSpec, Stage};
 
 impl Stage {
     /// Gives a command without arguments to a guest's QEMU, past the daemon.
@@ -15,6 +15,19 @@ impl Stage {
     pub fn migrate(&self, vm: &str, into: &str) -> Result<()> {
         let arguments = serde_json::json!({ "uri": format!("exec:{into}") }).to_string();
         self.tell_qemu(vm, &["migrate", &arguments])
+    }
+
+    /// Starts a VM that has ended, when the other one has again no more than what it had at first.
+    pub fn start_again(&self, vm: &str, guests: &[GuestSpec; 2]) -> Result<()> {
+        let [a, b] = guests;
+        let (ended, other) = if a.name == vm { (a, b) } else { (b, a) };
+        let first = self.at_first(other);
+        let argv: Vec<&str> =
+            ["conuma", "set", other.name].into_iter().chain(first.iter().map(String::as_str)).collect();
+        let (_, back) = self.transfer(&argv)?;
+        let (has, had) = (self.show(other.name)?.summary.holding.cpus, other.cpus.parse()?);
+        ensure!(has == had, "{} holds {has}: {back:#?}", other.name);
+        self.start_guests(std::slice::from_ref(ended))
     }
 
     /// A command, and its arguments in JSON if it has any.
@@ -43,6 +56,12 @@ impl Stage {
     /// Makes room there again.
     pub fn free_disk(&self) -> Result<()> {
         self.lab.sh("rm -f /var/lib/conuma/filler*").map(drop)
+    }
+
+    /// A guest's kernel gives up.
+    pub fn panic(&self, vm: &str) -> Result<()> {
+        // Whoever tells it to must not wait for an answer.
+        self.lab.guest(vm, "(sleep 0.1; echo c > /proc/sysrq-trigger) >/dev/null 2>&1 </dev/null &").map(drop)
     }
 
     /// Starts a task in a guest on each of these CPUs that never sleeps.

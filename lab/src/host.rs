@@ -131,19 +131,23 @@ impl Lab {
         self.run_within(&["/bin/true"], Duration::from_secs(60)).is_ok()
     }
 
-    /// The end of its console, or where it began to give up, and what QEMU said: why it died, if it did. Each line is marked, as
+    /// The end of its console, or where it began to give up, and what QEMU said, also of a processor that gave up: why it died, if it did. Each line is marked, as
     /// it is no word of ours.
     pub fn last_words(&self) -> String {
         /// As many lines of each tell a panic from what came before.
         const LINES: usize = 12;
         let mut words = String::new();
-        for file in ["console.log", "qemu.log"] {
+        for file in ["console.log", "qemu.log", "reset.log"] {
             let text = fs::read(self.logs.join(file)).unwrap_or_default();
             let text = String::from_utf8_lossy(&text);
             let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
             // A kernel says why it gives up first, and then at length where.
-            let why = lines.iter().position(|line| ["BUG:", "Oops", "panic"].iter().any(|word| line.contains(word)));
-            for line in lines.iter().skip(why.unwrap_or(lines.len().saturating_sub(LINES))).take(LINES) {
+            let why = lines
+                .iter()
+                .position(|line| ["BUG:", "Oops", "panic", "Triple fault"].iter().any(|word| line.contains(word)));
+            // Every processor is reset as a host boots.
+            let last = if file == "reset.log" { 0 } else { LINES };
+            for line in lines.iter().skip(why.unwrap_or(lines.len().saturating_sub(last))).take(LINES) {
                 let line: String = line.chars().filter(|c| !c.is_control()).collect();
                 words.push_str(&format!("\n  {file}: {line}"));
             }
@@ -201,6 +205,7 @@ fn spawn_qemu(image: &image::HostImage, spec: &LabSpec, socket: &Path, console: 
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]).args(accel).args(plain);
     command.arg(format!("file:{}", console.display()));
+    command.args(["-d", "cpu_reset", "-D"]).arg(console.with_file_name("reset.log"));
     command.args(spec.qemu_arguments()?);
     command.args(["-device", "virtio-serial-pci,bus=pcie.0", "-chardev"]);
     command.arg(format!("socket,id=lab,path={},server=on,wait=off", socket.display()));

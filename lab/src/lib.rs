@@ -26,6 +26,7 @@ mod confine;
 mod hands;
 mod host;
 mod keep;
+mod keeper;
 mod killer;
 mod liar;
 mod monitor;

@@ -69,6 +69,12 @@ impl Monitor {
         self.get(&path, "size")?.as_u64().context("a size is a number")
     }
 
+    /// Where the memory of that device begins in the guest, plugged or not: a physical address.
+    pub fn address(&mut self, node: u32) -> Result<u64> {
+        let path = self.device(node)?;
+        self.get(&path, "memaddr")?.as_u64().context("an address is a number")
+    }
+
     /// Asks the virtio-mem device of a host node for so many bytes and waits until it has them.
     pub fn resize(&mut self, node: u32, bytes: u64, budget: Duration) -> Result<()> {
         let path = self.device(node)?;

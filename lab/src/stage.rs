@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use conuma_api::{AgentState, Transfer, TransferState, VmDetail};
+use conuma_api::{AgentState, Transfer, TransferState, VmDetail, VmState, VmSummary};
 use conuma_topology::{Bytes, CpuId, CpuSet, NodeId};
 use serde::de::DeserializeOwned;
 
@@ -188,6 +188,23 @@ impl Stage {
         })
     }
 
+    /// Waits until a VM is in this state.
+    pub fn until_state(&self, vm: &str, state: VmState) -> Result<()> {
+        self.lab.until(&format!("{vm} to be {state:?}"), GUESTS_BUDGET, |_| {
+            let now = self.show(vm)?.summary.state;
+            Ok(if now == state { Look::Done(()) } else { Look::NotYet(format!("{now:?}")) })
+        })
+    }
+
+    /// Waits until the daemon knows a VM no more.
+    pub fn until_gone(&self, vm: &str) -> Result<()> {
+        self.lab.until(&format!("{vm} to be gone"), Duration::from_secs(120), |_| {
+            let list: Vec<VmSummary> = self.json(&["conuma", "list", "--json"])?;
+            let there = list.iter().any(|summary| summary.name.as_str() == vm);
+            Ok(if there { Look::NotYet(format!("{list:?}")) } else { Look::Done(()) })
+        })
+    }
+
     /// Waits until no guest does anything worth mentioning.
     pub fn at_rest(&self) -> Result<()> {
         let script = format!(
@@ -206,14 +223,9 @@ impl Stage {
 
     /// The text of a guest's VM file.
     pub fn vm_file(&self, guest: &GuestSpec) -> String {
-        let machine = &self.lab.spec.machine;
-        let boot: Bytes = BOOT_MEMORY.parse().unwrap_or_default();
-        let memory = |extra: &[(u32, Bytes)]| {
-            let mut parts = Vec::new();
-            for node in machine.memory_nodes().iter() {
-                let more: Bytes = extra.iter().filter(|(n, _)| NodeId(*n) == node).map(|(_, bytes)| *bytes).sum();
-                parts.push(format!("node{node} = \"{}\"", boot + more));
-            }
+        let table = |more: &[(u32, Bytes)]| {
+            let parts: Vec<String> =
+                self.memory(more).iter().map(|(node, bytes)| format!("node{node} = \"{bytes}\"")).collect();
             format!("{{ {} }}", parts.join(", "))
         };
         let name = guest.name;
@@ -239,11 +251,25 @@ impl Stage {
              [initial]\ncpus = \"{cpus}\"\nmemory = {initial}\n\n[boot]\nmemory_per_node = \"{BOOT_MEMORY}\"\n\
              kernel = \"/lab/{kernel}.vmlinuz\"\ninitrd = \"/lab/{kernel}.cpio\"\ncmdline = \"{GUEST_CMDLINE}{word}\"\n",
             guarantee = guest.guarantee,
-            guaranteed = memory(&[]),
+            guaranteed = table(&[]),
             cpus = guest.cpus,
-            initial = memory(guest.memory),
+            initial = table(guest.memory),
             kernel = guest.kernel,
         )
+    }
+
+    /// Boot memory and more, by node.
+    fn memory(&self, more: &[(u32, Bytes)]) -> Vec<(NodeId, Bytes)> {
+        let boot: Bytes = BOOT_MEMORY.parse().unwrap_or_default();
+        let on = |node| more.iter().filter(move |(n, _)| NodeId(*n) == node).map(|(_, bytes)| *bytes).sum::<Bytes>();
+        self.lab.spec.machine.memory_nodes().iter().map(|node| (node, boot + on(node))).collect()
+    }
+
+    /// What of CPUs and memory a guest has at first, as arguments of `conuma set`.
+    pub fn at_first(&self, guest: &GuestSpec) -> [String; 4] {
+        let memory: Vec<String> =
+            self.memory(guest.memory).iter().map(|(node, bytes)| format!("node{node}={bytes}")).collect();
+        ["--cpus".into(), guest.cpus.into(), "--memory".into(), memory.join(",")]
     }
 
     /// All that the daemon knows of a VM.

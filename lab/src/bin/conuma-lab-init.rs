@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use conuma_lab::observe::{Watch, watch};
 use conuma_lab::{Client, Hold, Kill, Lie, Monitor, confine, keep, kill_at, lie, print, serve};
+use conuma_linux::sys::touch_unclaimed;
 
 #[derive(Parser)]
 #[command(about = "The lab's hand inside its machines")]
@@ -69,6 +70,20 @@ enum Command {
         /// The file, made once the memory is kept.
         held: PathBuf,
     },
+    /// Tell where the memory of a virtio-mem device begins in its guest; prints the physical address.
+    Address {
+        /// Monitor of the VM.
+        monitor: PathBuf,
+        /// The host node of the device.
+        node: u32,
+    },
+    /// Write to physical addresses that are neither memory nor devices; prints how many pages kept what was written.
+    Touch {
+        /// The first address.
+        address: u64,
+        /// How much, in MiB.
+        mib: usize,
+    },
     /// Kill a process at the n-th change of files that it writes.
     KillAt {
         /// The process.
@@ -85,7 +100,7 @@ enum Command {
         #[arg(required = true)]
         watch: Vec<PathBuf>,
     },
-    /// Run `conumad` or `conuma-agent` with the capabilities of its unit.
+    /// Run `conumad` or `conuma-agent` with what its unit grants: capabilities, system calls, address families.
     Confine {
         /// Program and arguments.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
@@ -147,6 +162,14 @@ fn run(command: Command) -> Result<ExitCode> {
             Monitor::connect(&monitor)?.order(&command, arguments).map(|()| ExitCode::SUCCESS)
         }
         Command::Keep { how, mib, held } => keep(mib << 20, how, &held).map(|()| ExitCode::SUCCESS),
+        Command::Address { monitor, node } => {
+            writeln!(std::io::stdout(), "{}", Monitor::connect(&monitor)?.address(node)?)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Touch { address, mib } => {
+            writeln!(std::io::stdout(), "{}", touch_unclaimed(address, mib << 20).context("touching")?)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::KillAt { pid, nth, armed, killed, watch } => {
             kill_at(&Kill { pid, watch, nth, armed, killed }).map(|()| ExitCode::SUCCESS)
         }

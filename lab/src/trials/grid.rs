@@ -21,11 +21,12 @@ pub(crate) const GUESTS: [GuestSpec; 2] = [
     GuestSpec::plain("b", "cpus = \"0-1\"", "0-1"),
 ];
 
-const TRIALS: [Trial<Stage>; 13] = [
+const TRIALS: [Trial<Stage>; 14] = [
     Trial { name: "the_host_reads_back", body: |stage| shapes::reads_back(&stage.lab) },
     Trial { name: "a_device_is_at_home_on_its_node", body: device_home },
     Trial { name: "guests_replicate_the_host", body: |stage| shapes::replicates(stage, &[]) },
     Trial { name: "vcpus_are_bound_one_to_one_and_gated", body: bound_and_gated },
+    Trial { name: "programs_run_with_what_their_units_grant", body: confined },
     Trial { name: "the_agent_is_small_and_quiet", body: small_agent },
     Trial { name: "cores_and_memory_move_and_come_back", body: lend_and_recall },
     Trial { name: "interrupts_and_kernel_work_move_along", body: kernel_work },
@@ -74,6 +75,34 @@ fn bound_and_gated(stage: &Stage) -> Verdict {
         }
         ensure!(seen == stage.lab.spec.machine.online_cpus(), "{} has vCPUs {seen}", guest.name);
         ensure!(stage.guest_cpus(guest.name)? == held, "tasks in {} may use other CPUs than it holds", guest.name);
+    }
+    Ok(())
+}
+
+/// Daemon, QEMU and agent run, in this and every trial, behind filters, with few capabilities, and cannot write to what is
+/// protected: so what their units grant is enough.
+fn confined(stage: &Stage) -> Verdict {
+    let look = |pid: &str| {
+        format!(
+            "grep -hE '^(Seccomp|CapBnd):' /proc/{pid}/status; awk '$5 == \"/etc\" {{print \"etc\", $6}}' /proc/{pid}/mountinfo"
+        )
+    };
+    let qemu = stage.show("a")?.process.context("a runs")?.pid.to_string();
+    let all = [
+        ("conumad", stage.lab.sh(&look("$(cat /run/conumad.pid)"))?),
+        ("QEMU", stage.lab.sh(&look(&qemu))?),
+        ("conuma-agent", stage.lab.guest("a", &look("$(pidof conuma-agent)"))?),
+    ];
+    for (program, said) in all {
+        let value = |key: &str| said.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+        // See proc(5): 2 is a filter.
+        ensure!(value("Seccomp:") == Some("2"), "{program} has no filter: {said}");
+        let capabilities = u64::from_str_radix(value("CapBnd:").context("no capabilities")?, 16)?;
+        ensure!((1..=4).contains(&capabilities.count_ones()), "{program} has capabilities {capabilities:#x}");
+        ensure!(
+            value("etc ").is_some_and(|options| options.starts_with("ro")),
+            "{program} could write to /etc: {said}"
+        );
     }
     Ok(())
 }

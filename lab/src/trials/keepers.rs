@@ -1,15 +1,14 @@
 //! Guests that keep memory they should give: it is full, locked, or pinned for devices.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use conuma_api::TransferState;
+use conuma_topology::CpuId;
 
 use super::daemon::all_is_well;
-use super::grid::{as_at_first, cpus};
-use super::guests::{ready, start_again};
+use super::grid::{GUESTS, as_at_first, cpus};
+use super::guests::ready;
 use super::{Trial, Verdict};
-use crate::host::Look;
+use crate::keeper::Keeper;
 use crate::stage::Stage;
 
 pub(super) const TRIALS: [Trial<Stage>; 1] =
@@ -22,48 +21,11 @@ pub(super) const LONG: [Trial<Stage>; 3] = [
     Trial { name: "pinned_memory_that_cannot_be_moved_stays_with_the_reason", body: pinned },
 ];
 
+/// Memory that is to move is on node 1.
+const NEAR_NODE_1: Option<CpuId> = Some(CpuId(2));
+
 /// Of `a`, with a core, which has nothing to do with memory.
 const LEND: &[&str] = &["conuma", "lend", "--from", "a", "--to", "b", "--memory", "node1=256M", "--cpus", "6"];
-
-/// Memory in `a` that is kept until this is told to end.
-struct Keeper<'a> {
-    stage: &'a Stage,
-    name: String,
-}
-
-impl<'a> Keeper<'a> {
-    /// Keeps so many MiB, which the guest's kernel takes from node 1 first; `how` is a word of the lab's hand.
-    fn begin(stage: &'a Stage, how: &str, mib: u64) -> Result<Self> {
-        let name = format!("/run/kept-{how}");
-        let script = format!(
-            "rm -f {name}.code; (taskset -c 2 conuma-lab-init keep {how} {mib} {name} 2>{name}.log; echo $? > {name}.code) \
-             >/dev/null 2>&1 </dev/null &"
-        );
-        stage.lab.guest("a", &script)?;
-        stage.lab.until(&format!("{mib} MiB to be {how}"), Duration::from_secs(300), |lab| {
-            let look =
-                format!("if [ -e {name} ]; then echo kept; else cat {name}.code {name}.log 2>/dev/null; fi; true");
-            let said = lab.guest("a", &look)?;
-            ensure!(said.trim() == "kept" || said.trim().is_empty(), "it could not be kept: {said}");
-            Ok(if said.trim() == "kept" { Look::Done(()) } else { Look::NotYet("not yet".into()) })
-        })?;
-        Ok(Self { stage, name })
-    }
-
-    /// Lets go of it; an error if any of it has changed.
-    fn end(self) -> Verdict {
-        let name = &self.name;
-        self.stage.lab.guest("a", &format!("rm -f {name}"))?;
-        self.stage.lab.until("the keeper's last word", Duration::from_secs(120), |lab| {
-            let code = lab.guest("a", &format!("cat {name}.code 2>/dev/null; true"))?;
-            if code.trim().is_empty() {
-                return Ok(Look::NotYet("none".into()));
-            }
-            ensure!(code.trim() == "0", "exit code {code}: {}", lab.guest("a", &format!("cat {name}.log"))?);
-            Ok(Look::Done(()))
-        })
-    }
-}
 
 /// Memory of processes in `a` that is in locked mappings and present, in KiB, by its kernel's word.
 fn locked(stage: &Stage) -> Result<u64> {
@@ -98,7 +60,8 @@ fn part_of_it(stage: &Stage, reasons: &[&str]) -> Verdict {
 fn with_room(stage: &Stage) -> Verdict {
     ready(stage)?;
     let witness = stage.witness(&["a", "b"])?;
-    let kept = [Keeper::begin(stage, "locked", 64)?, Keeper::begin(stage, "pinned", 48)?];
+    let kept =
+        [Keeper::begin(stage, "a", NEAR_NODE_1, "locked", 64)?, Keeper::begin(stage, "a", NEAR_NODE_1, "pinned", 48)?];
     let before = locked(stage)?;
     ensure!(before >= 64 * 1024, "{before} KiB are locked");
     stage.moved(LEND)?;
@@ -106,7 +69,7 @@ fn with_room(stage: &Stage) -> Verdict {
     ensure!(after == before, "{after} KiB are locked, and {before} were");
     as_at_first(stage)?;
     for keeper in kept {
-        keeper.end()?;
+        keeper.end(stage)?;
     }
     witness.nothing_wrong().map(drop)
 }
@@ -130,9 +93,9 @@ fn full_of_files(stage: &Stage) -> Verdict {
 /// Nothing that is free is left for it to move to.
 fn full_of_locked(stage: &Stage) -> Verdict {
     ready(stage)?;
-    let keeper = Keeper::begin(stage, "locked", can_be_filled(stage)?)?;
+    let keeper = Keeper::begin(stage, "a", NEAR_NODE_1, "locked", can_be_filled(stage)?)?;
     part_of_it(stage, &FULL)?;
-    keeper.end()?;
+    keeper.end(stage)?;
     as_at_first(stage)
 }
 
@@ -143,10 +106,10 @@ fn pinned(stage: &Stage) -> Verdict {
     stage.lab.guest("a", "echo online_kernel > /sys/devices/system/memory/auto_online_blocks")?;
     stage.moved(&["conuma", "set", "a", "--memory", "node1=192M"])?;
     stage.moved(&["conuma", "set", "a", "--memory", "node1=448M"])?;
-    let keeper = Keeper::begin(stage, "pinned", 240)?;
+    let keeper = Keeper::begin(stage, "a", NEAR_NODE_1, "pinned", 240)?;
     part_of_it(stage, &["did not give it in time"])?;
-    keeper.end()?;
+    keeper.end(stage)?;
     // Its kernel has put things of its own there, too: only a guest that boots anew is as it was.
     stage.lab.ok(&["conuma", "stop", "a", "--force"])?;
-    start_again(stage)
+    stage.start_again("a", &GUESTS)
 }

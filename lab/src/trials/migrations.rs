@@ -5,10 +5,9 @@ use anyhow::{Context, Result, ensure};
 use conuma_api::{Transfer, VmState};
 
 use super::daemon::all_is_well;
-use super::grid::{as_at_first, cpus};
-use super::guests::{BUDGET, begin_to_lend, ready, start_again, until_memory};
+use super::grid::{GUESTS, as_at_first, cpus};
+use super::guests::{BUDGET, begin_to_lend, ready, until_memory};
 use super::{Trial, Verdict};
-use crate::host::Look;
 use crate::stage::Stage;
 
 pub(super) const TRIALS: [Trial<Stage>; 2] = [
@@ -31,13 +30,6 @@ fn only_the_migration_kept_memory(lent: &Transfer) -> Verdict {
     Ok(())
 }
 
-fn until_state(stage: &Stage, state: VmState) -> Verdict {
-    stage.lab.until(&format!("a to be {state:?}"), BUDGET, |_| {
-        let now = stage.show("a")?.summary.state;
-        Ok(if now == state { Look::Done(()) } else { Look::NotYet(format!("{now:?}")) })
-    })
-}
-
 /// Memory of `a` does not move now, and the reason is told.
 fn memory_stays(stage: &Stage, reason: &str) -> Verdict {
     // More than it has, whatever has moved before: there is room for that.
@@ -54,10 +46,10 @@ fn fails(stage: &Stage) -> Verdict {
     let lent = migrate_in_a_transfer(stage, "echo $$ > /run/destination; exec sleep 100000")?;
     ensure!(stage.guest_cpus("b")? == cpus("0-1,6-7"), "cores move in a migration, too: {lent:#?}");
     only_the_migration_kept_memory(&lent)?;
-    until_state(stage, VmState::Migrating)?;
+    stage.until_state("a", VmState::Migrating)?;
     memory_stays(stage, "is being migrated live")?;
     stage.lab.sh("kill -9 $(cat /run/destination)")?;
-    until_state(stage, VmState::Running)?;
+    stage.until_state("a", VmState::Running)?;
     as_at_first(stage)?;
     until_memory(stage, before)?;
     all_is_well(stage)?;
@@ -72,7 +64,7 @@ fn away(stage: &Stage) -> Verdict {
     let lent = migrate_in_a_transfer(stage, "cat > /dev/null")?;
     ensure!(stage.guest_cpus("b")? == cpus("0-1,6-7"), "cores move in a migration, too: {lent:#?}");
     only_the_migration_kept_memory(&lent)?;
-    until_state(stage, VmState::Migrated)?;
+    stage.until_state("a", VmState::Migrated)?;
     all_is_well(stage)?;
     memory_stays(stage, "runs here no more")?;
     let (code, lent) = stage.transfer(&["conuma", "lend", "--from", "a", "--to", "b", "--cpus", "5"])?;
@@ -83,5 +75,6 @@ fn away(stage: &Stage) -> Verdict {
 
     // No guest is left that could power off: nobody has to insist.
     stage.lab.ok(&["conuma", "stop", "a"])?;
-    start_again(stage)
+    all_is_well(stage)?;
+    stage.start_again("a", &GUESTS)
 }

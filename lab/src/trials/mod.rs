@@ -1,6 +1,7 @@
 //! The lab's tests: each trial is a body that runs in a virtual host; trials of one series share its boot.
 
 mod balance;
+mod crowd;
 mod daemon;
 mod faults;
 mod grid;
@@ -10,6 +11,7 @@ mod keepers;
 mod migrations;
 mod odd;
 mod shapes;
+mod trespassers;
 
 use std::io::Write;
 use std::time::Instant;
@@ -59,6 +61,9 @@ pub fn run(kit: &Kit, filter: &str, all: bool) -> Result<Tally> {
     let mut report = Report { filter: filter.to_owned(), all, tally: Tally::default() };
     shapes::run(kit, &mut report)?;
     grid::run(kit, &mut report)?;
+    if all {
+        crowd::run(kit, &mut report)?;
+    }
     faults::run(kit, &mut report)?;
     odd::run(kit, &mut report)?;
     Ok(report.tally)
