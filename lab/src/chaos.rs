@@ -205,11 +205,10 @@ impl Game<'_> {
         let running = self.stage.lab.spawn(&argv)?;
         let pause = Duration::from_millis(self.dice.u64(0..1500));
         std::thread::sleep(pause);
-        let heal = self.inflict(fault, vm)?;
-        if fault != Fault::None {
+        if let Some(heal) = self.inflict(fault, vm)? {
             *self.outcome.faults.entry(format!("{fault:?}")).or_default() += 1;
+            heal(self.stage)?;
         }
-        heal(self.stage)?;
         let output = running.wait(TRANSFER_BUDGET, &mut |_| {})?;
         self.note(&argv, fault, &output)?;
         self.recovered(fault, vm)
@@ -298,12 +297,12 @@ impl Game<'_> {
         Ok(())
     }
 
-    /// Makes it happen; gives what undoes it.
-    fn inflict(&mut self, fault: Fault, vm: &'static str) -> Result<Heal> {
+    /// Makes it happen, if it can now; gives what undoes it.
+    fn inflict(&mut self, fault: Fault, vm: &'static str) -> Result<Option<Heal>> {
         let stage = self.stage;
         let lasts = Duration::from_millis(self.dice.u64(0..6000));
-        Ok(match fault {
-            Fault::None => Box::new(|_| Ok(())),
+        let heal: Heal = match fault {
+            Fault::None => return Ok(None),
             Fault::DaemonKilled => {
                 stage.kill_daemon()?;
                 Box::new(Stage::start_daemon)
@@ -396,12 +395,15 @@ impl Game<'_> {
                 let mut rest = stage.guest_cpus(vm)?;
                 let owned = rest.iter().last().context("a guest may use some CPU")?;
                 rest.remove(owned);
-                // A partition is valid only if no sibling names its CPUs. If the agent comes between, it is none.
+                // A partition is valid only if others are left, and no sibling names its CPUs: the agent may come between.
                 let script = format!(
                     "cd /sys/fs/cgroup; mkdir owner; echo {rest} > conuma.rest/cpuset.cpus; echo {owned} > owner/cpuset.cpus; \
-                     echo root > owner/cpuset.cpus.partition; true"
+                     echo root > owner/cpuset.cpus.partition; cat owner/cpuset.cpus.partition"
                 );
-                stage.lab.guest(vm, &script)?;
+                if rest.is_empty() || stage.lab.guest(vm, &script)?.trim() != "root" {
+                    stage.lab.guest(vm, "rmdir /sys/fs/cgroup/owner 2>/dev/null; true")?;
+                    return Ok(None);
+                }
                 Box::new(move |stage| {
                     std::thread::sleep(lasts);
                     stage.lab.guest(vm, "rmdir /sys/fs/cgroup/owner").map(drop)
@@ -433,7 +435,8 @@ impl Game<'_> {
                     stage.lab.sh("echo 1 > /sys/devices/system/cpu/cpu7/online").map(drop)
                 })
             }
-        })
+        };
+        Ok(Some(heal))
     }
 
     /// After a fault everything follows the ledger again, and the ledger follows reality.

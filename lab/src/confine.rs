@@ -7,7 +7,7 @@ mod paths;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set, set_no_new_privs};
 
 const DAEMON: &str = include_str!("../../crates/conumad/packaging/conumad.service");
@@ -38,13 +38,13 @@ pub fn confine(argv: &[String]) -> Result<()> {
 
 /// What a unit's line grants; every name must be one that is known.
 fn granted(unit: &str) -> Result<CapabilitySet> {
-    let line = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
-    let names = line.context("the unit does not bound capabilities")?.split_whitespace();
+    let names: Vec<&str> = words(unit, "CapabilityBoundingSet=").collect();
+    ensure!(!names.is_empty(), "the unit does not bound capabilities");
     let one = |name: &str| {
         let known = name.strip_prefix("CAP_").and_then(CapabilitySet::from_name);
         known.with_context(|| format!("{name} is no capability"))
     };
-    names.map(one).collect()
+    names.into_iter().map(one).collect()
 }
 
 /// All words of a unit's lines that begin so.

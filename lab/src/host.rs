@@ -131,8 +131,8 @@ impl Lab {
         self.run_within(&["/bin/true"], Duration::from_secs(60)).is_ok()
     }
 
-    /// The end of its console, or where it began to give up, and what QEMU said, also of a processor that gave up: why it died, if it did. Each line is marked, as
-    /// it is no word of ours.
+    /// The end of its console, or where it began to give up, and what QEMU said, also of a processor that gave up: why it died,
+    /// if it did. Each line is marked, as it is no word of ours.
     pub fn last_words(&self) -> String {
         /// As many lines of each tell a panic from what came before.
         const LINES: usize = 12;

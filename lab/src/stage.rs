@@ -126,8 +126,8 @@ impl Stage {
     pub fn is_sound(&self) -> bool {
         let faultless = format!(
             "grep -q 'guest was reset' /run/conumad.log && exit 1; \
-             for console in /run/*.console; do [ -e $console ] || continue; [ -s $console ] || exit 1; \
-             vm=$(basename $console .console); \
+             for console in /run/*.console; do [ -e $console ] || continue; vm=$(basename $console .console); \
+             [ -s $console ] || ! pgrep -f \"[g]uest=$vm,\" >/dev/null || exit 1; \
              for cpu in $(sed -n 's/.*Possible timer handling issue on cpu=\\([0-9]*\\).*/\\1/p' $console); do \
              [ \"$(cat {CGROUPS}/$vm/vcpu$cpu/cpu.idle)\" = 0 ] && exit 1; done; done; exit 0"
         );
@@ -186,6 +186,13 @@ impl Stage {
             let ready = agent.contains(&detail.summary.agent) && detail.summary.settled;
             Ok(if ready { Look::Done(detail) } else { Look::NotYet(format!("{:?}", detail.summary)) })
         })
+    }
+
+    /// No agent was ended because it did what its unit does not grant; the guest's init would only start it again.
+    pub fn nothing_was_refused(&self) -> Result<()> {
+        let said = self.lab.sh("grep -l 'that its unit does not grant' /run/*.console; true")?;
+        ensure!(said.trim().is_empty(), "its agent made a system call that its unit does not grant: {said}");
+        Ok(())
     }
 
     /// Waits until a VM is in this state.

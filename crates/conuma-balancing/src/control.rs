@@ -13,6 +13,9 @@ use crate::action::{ActionId, Failure, Fixed, Grip, PluggedMemory, RefusedCpus, 
 use crate::pace::Progress;
 use crate::vm::{Life, VmSpec};
 
+/// Of memory that a guest plugs its kernel keeps one part in so many for itself: 64 bytes of 4 KiB.
+const MEMMAP_PART: u64 = 64;
+
 /// A VM under control.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Vm {
@@ -34,6 +37,8 @@ pub(crate) struct Vm {
     pub(crate) heard: Duration,
     /// Memory of it has moved since: what it said before then is out of date.
     pub(crate) outdated: Duration,
+    /// Room was made for what it gave since: it has other pages free than it said.
+    pub(crate) shuffled: bool,
     /// All knobs stood right when last looked at.
     pub(crate) settled: bool,
 }
@@ -116,6 +121,7 @@ impl Vm {
             free: BTreeMap::new(),
             heard: Duration::ZERO,
             outdated: Duration::ZERO,
+            shuffled: false,
             settled: false,
         }
     }
@@ -148,6 +154,7 @@ impl Vm {
         if made >= self.heard.max(self.outdated) {
             self.free = free;
             self.heard = made;
+            self.shuffled = false;
         }
     }
 
@@ -158,9 +165,7 @@ impl Vm {
             *free = free.saturating_sub(bytes);
         }
         self.outdated = now;
-        if room_was_made {
-            self.heard = Duration::ZERO;
-        }
+        self.shuffled |= room_was_made;
     }
 
     /// Memory begins to come to the guest: a report that was asked for before may count some of it, or none.
@@ -168,10 +173,17 @@ impl Vm {
         self.outdated = now;
     }
 
-    /// So much of the memory that began to come then is of use to the guest. A report made since may count it already.
+    /// What so much memory, which began to come then, adds to what the guest has said to have free: its kernel keeps the memmap of
+    /// it, and a report made since may count it already.
+    pub(crate) fn gains(&self, bytes: Bytes, began: Duration) -> Bytes {
+        if self.heard < began { bytes.saturating_sub(Bytes(bytes.0 / MEMMAP_PART)) } else { Bytes::ZERO }
+    }
+
+    /// So much memory, which began to come then, is of use to the guest.
     pub(crate) fn took(&mut self, node: NodeId, bytes: Bytes, began: Duration) {
-        if let Some(free) = self.free.get_mut(&node).filter(|_| self.heard < began) {
-            *free += bytes;
+        let gains = self.gains(bytes, began);
+        if let Some(free) = self.free.get_mut(&node) {
+            *free += gains;
         }
     }
 

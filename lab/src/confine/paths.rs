@@ -56,14 +56,15 @@ fn is_set(unit: &str, key: &str) -> Result<bool> {
     })
 }
 
-/// Directories that `ProtectSystem=` protects, those that there are.
+/// Directories that `ProtectSystem=` protects, those that there are; the root is last.
 fn read_only(unit: &str) -> Result<Vec<PathBuf>> {
     let all: Vec<PathBuf> = match words(unit, "ProtectSystem=").next() {
         None | Some("no") => Vec::new(),
         Some("full") => ["/usr", "/boot", "/efi", "/etc"].map(PathBuf::from).to_vec(),
         Some("strict") => {
             let all = fs::read_dir("/")?.flatten().map(|entry| entry.path());
-            all.filter(|path| !API.iter().any(|api| path == Path::new(api))).collect()
+            let below = all.filter(|path| !API.iter().any(|api| path == Path::new(api)));
+            below.chain([PathBuf::from("/")]).collect()
         }
         Some(word) => bail!("ProtectSystem={word} is not understood here"),
     };
@@ -77,7 +78,10 @@ fn writable(unit: &str) -> Vec<PathBuf> {
 }
 
 fn make_read_only(path: &Path) -> rustix::io::Result<()> {
-    mount_bind_recursive(path, path)?;
+    // What would be mounted over the root would be out of sight.
+    if path != Path::new("/") {
+        mount_bind_recursive(path, path)?;
+    }
     mount_remount(path, MountFlags::BIND | MountFlags::RDONLY, "")
 }
 
@@ -132,7 +136,8 @@ mod tests {
         }
         assert_eq!(writable(DAEMON), ["/run/conuma", "/var/lib/conuma"].map(PathBuf::from));
         assert_eq!(writable(AGENT), [PathBuf::from("/run/conuma-agent")]);
-        assert!(read_only(AGENT).expect("understood").contains(&PathBuf::from("/var")), "strict is nearly all");
+        let nearly_all = read_only(AGENT).expect("understood");
+        assert!(["/", "/var"].iter().all(|path| nearly_all.contains(&PathBuf::from(path))), "{nearly_all:?}");
     }
 
     #[test]

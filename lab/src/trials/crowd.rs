@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use conuma_api::VmDetail;
-use conuma_topology::NodeId;
+use conuma_topology::{Bytes, NodeId};
 
 use super::daemon::all_is_well;
 use super::{Report, Trial, Verdict};
@@ -14,9 +14,12 @@ use crate::stage::Stage;
 
 const TRIALS: [Trial<Stage>; 1] = [Trial { name: "ten_qemus_that_start_together_spread_over_the_nodes", body: spread }];
 
-/// Two VMs on each node leave a core of it, and two VMs are left for four nodes.
-const TOPOLOGY: &str = "4n3c1t@2G";
+/// A node has room for four of them.
+const TOPOLOGY: &str = "4n4c1t@2G";
 const VMS: usize = 10;
+const MEMORY: Bytes = Bytes::mib(320);
+/// Of that, what each node gives.
+const BOOT: Bytes = Bytes::mib(64);
 
 /// QEMU comes up ten times on two emulated processors of this machine.
 const BUDGET: Duration = Duration::from_secs(600);
@@ -30,11 +33,11 @@ fn vm_file(name: &str) -> String {
     format!(
         "name = \"{name}\"\nagent = \"none\"\nqemu_args = [\"-serial\", \"null\", \"-qmp\", \
          \"unix:/run/witness-{name}.sock,server=on,wait=off\"]\n\n\
-         [guarantee]\ncores = 1\nmemory = \"320M\"\n\n[boot]\nmemory_per_node = \"64M\"\n"
+         [guarantee]\ncores = 1\nmemory = \"{MEMORY}\"\n\n[boot]\nmemory_per_node = \"{BOOT}\"\n"
     )
 }
 
-/// Each gets its core on one node, and the nodes are shared evenly; no core and no memory is given twice on the way.
+/// Each gets its core, and memory next to it; the nodes are shared evenly; no core and no memory is given twice on the way.
 fn spread(stage: &Stage) -> Verdict {
     let names: Vec<String> = (0..VMS).map(|n| format!("vm{n}")).collect();
     for name in &names {
@@ -60,8 +63,13 @@ fn spread(stage: &Stage) -> Verdict {
             .collect();
         ensure!(summary.cores == 1 && homes.len() == 1, "{name} holds {:?}", summary.holding);
         *on_node.entry(homes[0]).or_default() += 1;
+        let memory = &summary.holding.memory;
+        let near = memory.get(&homes[0]).copied().unwrap_or_default();
+        ensure!(memory.values().copied().sum::<Bytes>() >= MEMORY && near > BOOT, "{name} holds {:?}", summary.holding);
     }
     ensure!(on_node.len() == 4 && on_node.values().all(|count| (2..=3).contains(count)), "VMs by node: {on_node:?}");
     all_is_well(stage)?;
-    witness.nothing_wrong().map(drop)
+    let seen = witness.nothing_wrong()?;
+    ensure!(seen.memory_samples > 0, "the witness saw no memory: {seen:?}");
+    Ok(())
 }

@@ -84,7 +84,7 @@ fn bound_and_gated(stage: &Stage) -> Verdict {
 fn confined(stage: &Stage) -> Verdict {
     let look = |pid: &str| {
         format!(
-            "grep -hE '^(Seccomp|CapBnd):' /proc/{pid}/status; awk '$5 == \"/etc\" {{print \"etc\", $6}}' /proc/{pid}/mountinfo"
+            "grep -hE '^(Seccomp|CapBnd):' /proc/{pid}/status; awk '$5 == \"/etc\" || $5 == \"/\" {{print $5, $6}}' /proc/{pid}/mountinfo"
         )
     };
     let qemu = stage.show("a")?.process.context("a runs")?.pid.to_string();
@@ -100,9 +100,11 @@ fn confined(stage: &Stage) -> Verdict {
         let capabilities = u64::from_str_radix(value("CapBnd:").context("no capabilities")?, 16)?;
         ensure!((1..=4).contains(&capabilities.count_ones()), "{program} has capabilities {capabilities:#x}");
         ensure!(
-            value("etc ").is_some_and(|options| options.starts_with("ro")),
+            value("/etc ").is_some_and(|options| options.starts_with("ro")),
             "{program} could write to /etc: {said}"
         );
+        let all_is_protected = value("/ ").is_some_and(|options| options.starts_with("ro"));
+        ensure!(all_is_protected == (program == "conuma-agent"), "{program} and /: {said}");
     }
     Ok(())
 }
@@ -160,7 +162,7 @@ pub(super) fn as_at_first(stage: &Stage) -> Verdict {
     stage.transfer(&["conuma", "recall", "--to", "a"])?;
     let detail = stage.until_agent("a")?;
     ensure!(detail.summary.holding.cpus == cpus("2-7"), "a holds {:?} after an earlier trial", detail.summary.holding);
-    Ok(())
+    stage.nothing_was_refused()
 }
 
 /// CPUs 4-7 and 256 MiB of node 1 go from `a` to `b` and back, under load and under the eyes of the witness.

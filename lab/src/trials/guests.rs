@@ -220,6 +220,11 @@ fn two_at_once(stage: &Stage) -> Verdict {
     ready(stage)?;
     let witness = stage.witness(&["a", "b"])?;
     let lend = ["conuma", "lend", "--from", "a", "--to", "b", "--cpus", "6", "--json"];
+    let asked = || -> Result<u32> {
+        let of_whom = "'asked uid=0 pid=[1-9][0-9]* method=POST path=\"/v1/transfers\"'";
+        Ok(stage.lab.sh(&format!("grep -c {of_whom} /run/conumad.log; true"))?.trim().parse()?)
+    };
+    let before = asked()?;
     let both = [stage.lab.spawn(&lend)?, stage.lab.spawn(&lend)?];
     let ends = both.map(|command| command.wait(BUDGET, &mut |_| {}));
     let [one, other] = ends;
@@ -227,10 +232,8 @@ fn two_at_once(stage: &Stage) -> Verdict {
     codes.sort_unstable();
     ensure!(codes == [0, REFUSED], "exit codes {codes:?}");
     // Who asked for each is in the log, by the kernel's word.
-    let asked = stage
-        .lab
-        .sh("grep -c 'asked uid=0 pid=[1-9][0-9]* method=POST path=\"/v1/transfers\"' /run/conumad.log || true")?;
-    ensure!(asked.trim().parse::<u32>()? >= 2, "the log does not tell who asked: {asked}");
+    let asked = asked()? - before;
+    ensure!(asked == 2, "{asked} of both requests are in the log with who asked");
     ensure!(stage.guest_cpus("b")? == cpus("0-1,6"), "b may use {}", stage.guest_cpus("b")?);
     all_is_well(stage)?;
     as_at_first(stage)?;

@@ -37,9 +37,6 @@ const LEAST_STEP: Bytes = Bytes::mib(128);
 const LEFT_FREE: Bytes = Bytes::mib(64);
 const LEFT_PART: u64 = 64;
 
-/// Of memory that a guest plugs its kernel keeps one part in so many for itself: 64 bytes of 4 KiB.
-const MEMMAP_PART: u64 = 64;
-
 /// Free memory allows a step this many times as large.
 const STEP_PER_FREE: u64 = 32;
 
@@ -75,7 +72,7 @@ pub(crate) fn begin(leg: &mut Leg, id: TransferId, place: usize, engine: &mut En
 fn has_room(vm: &Vm, node: NodeId, bytes: Bytes, held: &Resources, just_now: Duration) -> bool {
     let all: Bytes = vm.free.values().copied().sum();
     let enough = vm.free.get(&node).is_some_and(|free| *free >= bytes);
-    vm.heard >= just_now && enough && all >= bytes + vm.promised(node) + left_free(held)
+    vm.heard >= just_now && !vm.shuffled && enough && all >= bytes + vm.promised(node) + left_free(held)
 }
 
 fn ask_for_room(bytes: Bytes, leg: &mut Leg, id: TransferId, place: usize, engine: &mut Engine, now: Duration) {
@@ -285,7 +282,8 @@ fn next_step(leg: &mut Leg, id: TransferId, engine: &mut Engine, now: Duration) 
     let (node, bytes) = part(leg);
     let given = leg.report.arrived.on(node);
     let Some(vm) = leg.to.vm().and_then(|vm| engine.state.vms.get(vm)) else { return Step::Waits };
-    let step = step_size(vm, node, given, &engine.timing).min(bytes.saturating_sub(given));
+    let began = began_to_grow(leg).unwrap_or(now);
+    let step = step_size(vm, node, vm.gains(given, began), &engine.timing).min(bytes.saturating_sub(given));
     let step = Resources::memory(node, step);
     engine.shift(&step, &Holder::Transit(id), &leg.to);
     leg.arrived(&step, engine);
@@ -295,10 +293,10 @@ fn next_step(leg: &mut Leg, id: TransferId, engine: &mut Engine, now: Duration) 
     Step::Went
 }
 
-fn step_size(vm: &Vm, node: NodeId, given: Bytes, timing: &Timing) -> Bytes {
+fn step_size(vm: &Vm, node: NodeId, gained: Bytes, timing: &Timing) -> Bytes {
     let block = vm.spec.devices.get(&node).map(|device| device.block).filter(|block| !block.is_zero());
     let most = match vm.free.get(&node) {
-        Some(free) => Bytes((*free + given).0.saturating_mul(STEP_PER_FREE)).max(LEAST_STEP),
+        Some(free) => Bytes((*free + gained).0.saturating_mul(STEP_PER_FREE)).max(LEAST_STEP),
         None => timing.step,
     };
     block.map_or(most, |block| most.round_down(block).max(block))
@@ -397,14 +395,17 @@ fn confirm(leg: &mut Leg, engine: &mut Engine, now: Duration) -> Step {
         None if now < leg.until => return Step::Waits,
         Some(Outcome::Confirmed { satisfied: true }) => {
             let (node, given) = (node(leg), leg.report.arrived.on(node(leg)));
-            let began = leg.report.stages.iter().find(|stage| stage.stage == Stage::Grow).map(|stage| stage.began);
-            if let (Some(vm), Some(began)) = (vm(&leg.to, engine), began) {
-                vm.took(node, given.saturating_sub(Bytes(given.0 / MEMMAP_PART)), began);
+            if let (Some(vm), Some(began)) = (vm(&leg.to, engine), began_to_grow(leg)) {
+                vm.took(node, given, began);
             }
         }
         _ => leg.remark(Remark::Unconfirmed),
     }
     leg.end(now)
+}
+
+fn began_to_grow(leg: &Leg) -> Option<Duration> {
+    leg.report.stages.iter().find(|stage| stage.stage == Stage::Grow).map(|stage| stage.began)
 }
 
 /// Why memory of this holder neither comes nor goes now, whatever a guest would do.

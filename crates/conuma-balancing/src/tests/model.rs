@@ -3,8 +3,8 @@
 //! A state is the engine's record together with reality (open gates, plugged memory, agents, actions on
 //! their way). From each state every next step is tried: a request, the delivery of the next
 //! action of any actuator, a unit of memory that a guest plugs or unplugs, the passing of a deadline, in some configurations
-//! a report of a guest on what it has free, soon or late or never heard, and, as long as the budget lasts, a fault: a lost action or answer, a failure, a guest's
-//! refusal, an answer that comes twice, after others or too late, a lost connection, a reboot, the death of a VM or of the
+//! a report of a guest on what it has free, soon or late or never heard, and, as long as the budget lasts, a fault: a lost
+//! action or answer, a failure, a guest's refusal, an answer that comes twice, after others or too late, a lost connection, a reboot, the death of a VM or of the
 //! daemon (with or without its journal). In every state all invariants must hold against reality, and
 //! no transfer may be older than its deadlines allow. Memory is taken from a guest only if it was asked before, or if what it
 //! last said is fresh and leaves it some.
@@ -329,6 +329,7 @@ fn hash_canonical(world: &World, hasher: &mut impl Hasher) {
         let reported = on_their_way || !vm.free.is_empty();
         vm.heard = if reported { since(vm.heard) } else { Duration::ZERO };
         vm.outdated = if on_their_way { since(vm.outdated) } else { Duration::ZERO };
+        vm.shuffled &= !vm.free.is_empty();
         for attempt in [&mut vm.cores.gate, &mut vm.cores.apply] {
             ahead(&mut attempt.not_before);
             renumber(&mut attempt.pending);

@@ -267,24 +267,35 @@ fn what_the_recipient_does_not_take_goes_back() {
 
 #[test]
 fn memory_grows_in_steps_that_leave_room_for_the_memmap() {
-    let host = host(1, 2, 1, 64);
-    let specs = vec![spec(&host, "a", "0", 40), spec(&host, "b", "1", 2)];
-    let mut world = World::with(host, specs);
-    let free = BTreeMap::from([(NodeId(0), Bytes::mib(8))]);
-    world.tell(Event::GuestMemory { vm: name("b"), free, age: Duration::ZERO });
-    let id = world.ask(lend("a", "b", of_memory(0, 30))).unwrap();
-    let mut sizes = Vec::new();
-    while world.report(id).ended.is_none() {
-        let booked = world.engine.ledger().vm(&name("b")).total_memory().0 / UNIT.0;
-        if sizes.last() != Some(&booked) {
-            sizes.push(booked);
+    // 8 MiB of free memory allow 256 MiB; what came allows the rest, unless the guest says what is left of it.
+    let of_two: Vec<u64> = (2..=32).step_by(2).collect();
+    for (reports, expected) in [(false, vec![2, 4, 32]), (true, of_two)] {
+        let host = host(1, 2, 1, 64);
+        let specs = vec![spec(&host, "a", "0", 40), spec(&host, "b", "1", 2)];
+        let mut world = World::with(host, specs);
+        let report = |world: &mut World| {
+            let free = BTreeMap::from([(NodeId(0), Bytes::mib(8))]);
+            world.tell(Event::GuestMemory { vm: name("b"), free, age: Duration::ZERO });
+        };
+        report(&mut world);
+        world.now += Duration::from_millis(1);
+        let id = world.ask(lend("a", "b", of_memory(0, 30))).unwrap();
+        let mut sizes = Vec::new();
+        while world.report(id).ended.is_none() {
+            let booked = world.engine.ledger().vm(&name("b")).total_memory().0 / UNIT.0;
+            if sizes.last() != Some(&booked) {
+                sizes.push(booked);
+                if reports && sizes.len() == 2 {
+                    report(&mut world);
+                }
+            }
+            let node = NodeId(0);
+            let moved =
+                world.deliver_any() || world.guest_moves(&name("a"), node) || world.guest_moves(&name("b"), node);
+            assert!(moved || world.tick());
         }
-        let node = NodeId(0);
-        let moved = world.deliver_any() || world.guest_moves(&name("a"), node) || world.guest_moves(&name("b"), node);
-        assert!(moved || world.tick());
+        assert_eq!(sizes, expected);
     }
-    // 8 MiB of free memory allow 256 MiB; what came allows the rest.
-    assert_eq!(sizes, [2, 4, 32]);
 }
 
 /// Delivers what is for QEMU of `a`, with `moves` the guest goes on; gives what was delivered.
@@ -446,6 +457,32 @@ fn what_comes_while_a_guest_reports_counts_once() {
         world.run_until_settled();
         assert_eq!(world.engine.state.vms[&name("b")].free[&NodeId(1)], free, "{asked_meanwhile}");
     }
+}
+
+/// While it grows on one node, and after it reported, its agent makes room on another.
+#[test]
+fn what_leaves_a_guest_that_grows_does_not_count_twice_what_came() {
+    let mut world = pair();
+    let report = |world: &mut World| {
+        world.tell(Event::GuestMemory { vm: name("b"), free: free_on_both(2), age: Duration::ZERO });
+    };
+    report(&mut world);
+    world.now += Timing::default().fresh * 2;
+    let grows = world.ask(lend("a", "b", of_memory(1, 1))).unwrap();
+    while world.report(grows).legs[0].stages.last().unwrap().stage != Stage::Grow {
+        assert!(world.guest_moves(&name("a"), NodeId(1)) || world.deliver_any() || world.tick());
+    }
+    world.now += Duration::from_millis(1);
+    report(&mut world);
+    world.now += Timing::default().fresh * 2;
+    let gives = world.ask(lend("b", "a", of_memory(0, 1))).unwrap();
+    while world.report(gives).ended.is_none() {
+        let moves = ["a", "b"].iter().any(|vm| world.guest_moves(&name(vm), NodeId(0)));
+        assert!(moves || world.deliver_any() || world.tick());
+    }
+    assert!(stages(&world.report(gives))[0].contains(&Stage::Prepare));
+    world.run_until_settled();
+    assert_eq!(world.engine.state.vms[&name("b")].free, BTreeMap::from([(NodeId(0), units(1)), (NodeId(1), units(2))]));
 }
 
 #[test]

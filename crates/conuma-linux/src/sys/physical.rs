@@ -9,7 +9,8 @@ use std::ptr;
 const PAGE: usize = 4096;
 
 /// Writes to each page of so many bytes at a physical address, through `/dev/mem`, and reads it back: how many pages kept what was
-/// written, as memory does. Refused where `/proc/iomem` knows of memory or a device, so that it harms nobody but the hypervisor.
+/// written, as memory does. Refused where `/proc/iomem` knows of memory or a device, so that it harms nobody but the hypervisor,
+/// and where that does not tell any addresses, as without `CAP_SYS_ADMIN`.
 pub fn touch_unclaimed(address: u64, bytes: usize) -> io::Result<usize> {
     let range = address..address.saturating_add(bytes as u64);
     if let Some(claimed) = claimed(&fs::read_to_string("/proc/iomem")?, &range) {
@@ -49,7 +50,7 @@ pub fn touch_unclaimed(address: u64, bytes: usize) -> io::Result<usize> {
     Ok(kept)
 }
 
-/// The line of `/proc/iomem` whose addresses overlap these.
+/// The line of `/proc/iomem` whose addresses overlap these, or do not tell where they are.
 fn claimed<'a>(iomem: &'a str, range: &Range<u64>) -> Option<&'a str> {
     iomem.lines().find(|line| {
         let addresses = line.split_once(" : ").and_then(|(addresses, _)| addresses.trim().split_once('-'));
@@ -58,7 +59,7 @@ fn claimed<'a>(iomem: &'a str, range: &Range<u64>) -> Option<&'a str> {
         let Some((first, last)) = addresses.and_then(|(first, last)| number(first).zip(number(last))) else {
             return true;
         };
-        first < range.end && range.start <= last
+        last == 0 || first < range.end && range.start <= last
     })
 }
 
@@ -75,5 +76,6 @@ mod tests {
         assert!(claimed(iomem, &(0x9f000..0xa0000)).is_some_and(|line| line.starts_with("00001000")));
         assert!(claimed(iomem, &(0x1_3fff_f000..0x1_5000_0000)).is_some());
         assert!(claimed("nonsense\n", &(0..1)).is_some());
+        assert!(claimed("00000000-00000000 : System RAM\n", &(0x1_4000_0000..0x1_5000_0000)).is_some());
     }
 }
