@@ -11,7 +11,7 @@ use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use conuma_api::{AgentState, Transfer, VmState};
+use conuma_api::{AgentState, Transfer, VmState, VmSummary};
 use conuma_topology::{Bytes, CpuSet, NodeId};
 use serde::Serialize;
 
@@ -234,14 +234,18 @@ impl Game<'_> {
         let holds = self.stage.show(from)?.summary.holding;
         let mut argv = ["conuma", "lend", "--from", from, "--to", to, "--below-guarantee"].map(str::to_owned).to_vec();
         // It has to keep one.
-        let most = u32::try_from(holds.cpus.len())?.clamp(2, 4);
-        let what = self.dice.u32(1..4);
+        let most = u32::try_from(holds.cpus.len())?.min(4);
         let nodes: Vec<u32> =
             (0..4).filter(|node| holds.memory.get(&NodeId(*node)).is_some_and(|has| *has > LEAST_MEMORY)).collect();
-        if what & 1 != 0 || nodes.is_empty() {
+        let (cores, memory) = match (most > 1, !nodes.is_empty()) {
+            (true, true) => [(true, false), (false, true), (true, true)][self.dice.usize(0..3)],
+            (false, false) => return Ok(["conuma", "recall", "--to", from].map(str::to_owned).to_vec()),
+            only => only,
+        };
+        if cores {
             argv.extend(["--cores".into(), self.dice.u32(1..most).to_string()]);
         }
-        if what & 2 != 0 && !nodes.is_empty() {
+        if memory {
             let (node, mib) = (nodes[self.dice.usize(0..nodes.len())], 64 * self.dice.u32(1..5));
             argv.extend(["--memory".into(), format!("node{node}={mib}M")]);
         }
@@ -284,16 +288,23 @@ impl Game<'_> {
     fn change_loads(&mut self) -> Result<()> {
         let vm = VMS[self.dice.usize(0..VMS.len())];
         if self.loaded {
-            for vm in VMS {
-                self.stage.stop_any_load(vm)?;
-            }
-            self.loaded = false;
+            self.stop_loads()?;
         } else {
             let cpus: Vec<u32> = (0..self.dice.u32(1..3)).map(|_| self.dice.u32(0..8)).collect();
             // A CPU that it may not use now is refused to the load, too.
             let _refused = self.stage.start_load(vm, &cpus);
             self.loaded = true;
         }
+        Ok(())
+    }
+
+    fn stop_loads(&mut self) -> Result<()> {
+        let running = self.stage.lab.ok(&["conuma", "list", "--json"])?;
+        let running: Vec<VmSummary> = serde_json::from_str(&running)?;
+        for vm in running {
+            self.stage.stop_any_load(vm.name.as_str())?;
+        }
+        self.loaded = false;
         Ok(())
     }
 
@@ -454,9 +465,11 @@ impl Game<'_> {
     }
 
     /// Nothing that it held is lost.
-    fn start_again(&self, vm: &str) -> Result<()> {
+    fn start_again(&mut self, vm: &str) -> Result<()> {
         self.stage.until_gone(vm)?;
         all_is_well(self.stage)?;
+        // A guest boots on CPU 0, which may be another's: under load that takes minutes here.
+        self.stop_loads()?;
         self.stage.start_again(vm, &GUESTS)
     }
 

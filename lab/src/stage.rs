@@ -127,7 +127,7 @@ impl Stage {
         let faultless = format!(
             "grep -q 'guest was reset' /run/conumad.log && exit 1; \
              for console in /run/*.console; do [ -e $console ] || continue; vm=$(basename $console .console); \
-             [ -s $console ] || ! pgrep -f \"[g]uest=$vm,\" >/dev/null || exit 1; \
+             [ -s $console ] || ! ps -o args | grep -q \"[g]uest=$vm,\" || exit 1; \
              for cpu in $(sed -n 's/.*Possible timer handling issue on cpu=\\([0-9]*\\).*/\\1/p' $console); do \
              [ \"$(cat {CGROUPS}/$vm/vcpu$cpu/cpu.idle)\" = 0 ] && exit 1; done; done; exit 0"
         );
